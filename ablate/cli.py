@@ -1,0 +1,164 @@
+"""The command line: thin commands over the library, heavy imports only where a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ablate import commands
+from ablate.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = argparse.ArgumentParser(
+        prog="ablate",
+        description="Architecture ablations and scaling laws from one grid.yaml.",
+        epilog="Exit codes: 0 done, 1 some trials failed, 2 wrong input, 75 disk full, 130 interrupted.",
+    )
+    top.add_argument("--version", action="version", version=f"ablate {_version()}")
+    sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = _command(sub, "run", "train what is missing of a grid, then report", commands.run)
+    _grid(run)
+    _results(run)
+    run.add_argument(
+        "--executor", choices=("local", "ray"), default="local", help="where trials run (default: local)"
+    )
+    run.add_argument(
+        "--workers", type=_count, metavar="N", help="trials at once (default: one a CPU core or GPU)"
+    )
+    run.add_argument("--address", metavar="ADDR", help="an existing Ray cluster, with --executor ray")
+    run.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)"
+    )
+    run.add_argument("--retry-failed", action="store_true", help="try failed trials again")
+    run.add_argument(
+        "--checkpoint-every", type=float, default=15.0, metavar="S", help="seconds (default: 15)"
+    )
+
+    plan = _command(
+        sub, "plan", "trials, parameters, FLOPs, match residuals of a grid; runs nothing", commands.plan
+    )
+    _grid(plan)
+    _results(plan)
+    _json(plan)
+
+    status = _command(sub, "status", "done, running, failed, to go", commands.status)
+    status.add_argument("study", metavar="STUDY")
+    _results(status)
+    _json(status)
+
+    report = _command(
+        sub, "report", "tables, fits and figures of a study: HTML, Markdown, CSV", commands.report
+    )
+    report.add_argument("study", metavar="STUDY")
+    _results(report)
+
+    listing = _command(sub, "list", "components and variants, with their papers", commands.list_components)
+    listing.add_argument("slot", nargs="?", metavar="SLOT", help="one slot, or 'variant' or 'preset'")
+    listing.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="also those of your file"
+    )
+    _json(listing)
+
+    show = _command(
+        sub, "show", "one architecture: slots, parameters, FLOPs, difference from its baseline", commands.show
+    )
+    show.add_argument("name", metavar="NAME", help="a preset, a variant, or a composition as llama+alibi")
+    show.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help="change a size"
+    )
+    _json(show)
+
+    check = _command(sub, "check", "contract checks of components, plugins included", commands.check)
+    check.add_argument("name", nargs="?", metavar="NAME", help="one component (default: all)")
+    check.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="also those of your file"
+    )
+    _json(check)
+
+    why = _command(sub, "why", "why a trial was run, reused or resumed", commands.why)
+    why.add_argument("trial", metavar="TRIAL", help="a trial's id, or its beginning")
+    _results(why)
+    _json(why)
+
+    ui = _command(sub, "ui", "the MLflow dashboard on the results, on this machine only", commands.ui)
+    _results(ui)
+    ui.add_argument("--port", type=int, default=5000, metavar="N", help="(default: 5000)")
+    ui.add_argument("--tracking-uri", metavar="URI", help="another store (default: SQLite in the results)")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.action(options))
+    except UserError as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return getattr(error, "code", 2)
+    except KeyboardInterrupt:
+        print("ablate: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # as in `ablate list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _command(sub: Any, name: str, help_: str, action: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = sub.add_parser(
+        name, help=help_, description=f"{help_[0].upper()}{help_[1:]}."
+    )
+    command.set_defaults(action=action)
+    return command
+
+
+def _grid(command: argparse.ArgumentParser) -> None:
+    command.add_argument("grid", type=Path, metavar="GRID", help="a grid.yaml")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        dest="overrides",
+        help="override a value of the grid, as train.lr=1e-3 or seeds=5",
+    )
+
+
+def _results(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="results folder (default: results)",
+    )
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0")
+    return value
+
+
+def _version() -> str:
+    from ablate import __version__
+
+    return __version__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Softmax attention. Variants override `allowed`, `keys_values` or `attend`; none adds a flag here."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ablate.contracts import Context, Linear, Mixer, Position, Site
+from ablate.registry import register
+
+
+@register("mixer", "attention", paper="Vaswani et al. 2017, arXiv:1706.03762, section 3.2")
+class Attention(Mixer):
+    """softmax(Q K^T / sqrt(d_head) + bias + mask) V for each head, concatenated and mapped back by W_O.
+
+    `score: dot` leaves out 1/sqrt(d_head) (Luong et al. 2015); inits that know of it fold it into the queries,
+    as T5 does: the same function at the start, not the same training. `d_value` is the head's value dimension,
+    d_head unless given. Any n_heads and d_head: n_heads d_head need not be d_model. `dropout` is on the
+    attention's weights.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        score: Literal["scaled_dot", "dot"] = "scaled_dot",
+        d_value: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__(site)
+        d_value = d_value or site.d_head
+        self.n_heads = site.n_heads
+        self.causal = site.causal
+        self.scale = site.d_head**-0.5 if score == "scaled_dot" else 1.0
+        fold = site.d_head**-0.5 if score == "dot" else 1.0
+        inner = site.n_heads * site.d_head
+        self.q = Linear(site.d_model, inner, bias=site.bias, role="score", gain=fold)
+        self.k = Linear(site.d_model, inner, bias=site.bias, role="score")
+        self.v = Linear(site.d_model, site.n_heads * d_value, bias=site.bias)
+        self.out = Linear(site.n_heads * d_value, site.d_model, bias=site.bias, role="write")
+        self.dropout = dropout
+
+    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        q_BHTK = self.split(self.q(x_BTD))
+        k_BHSK, v_BHSK = self.keys_values(x_BTD)
+        q_BHTK, k_BHSK = ctx.position.rotate(q_BHTK, k_BHSK, ctx)
+        if past := ctx.recall():
+            k_BHSK = torch.cat((past[0], k_BHSK), 2)
+            v_BHSK = torch.cat((past[1], v_BHSK), 2)
+        ctx.remember((k_BHSK, v_BHSK))
+        y_BHTK = self.attend(q_BHTK, k_BHSK, v_BHSK, ctx)
+        return self.out(y_BHTK.transpose(1, 2).flatten(2))
+
+    def split(self, x_BTE: Tensor) -> Tensor:
+        """(B, T, H K) -> (B, H, T, K)."""
+        return x_BTE.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+    def keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split(self.k(x_BSD)), self.split(self.v(x_BSD))
+
+    def allowed(self, pos_T: Tensor, pos_S: Tensor) -> Tensor | None:
+        """Which keys a query may see, (T, S), besides the causal rule; None for all of them."""
+        return None
+
+    def visible(self, pos_T: Tensor, pos_S: Tensor) -> Tensor | None:
+        """`allowed` and, in a causal tower, no key later than the query; None when everything is visible."""
+        allowed_TS = self.allowed(pos_T, pos_S)
+        if not self.causal:
+            return allowed_TS
+        past_TS = pos_S[None] <= pos_T[:, None]
+        return past_TS if allowed_TS is None else past_TS & allowed_TS
+
+    def density(self, T: int) -> float:
+        """The share of the T x T scores that the definition needs; kernels may compute them all."""
+        pos_T = torch.arange(T, device="cpu")
+        visible_TS = self.visible(pos_T, pos_T)
+        return 1.0 if visible_TS is None else visible_TS.double().mean().item()
+
+    def attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
+        """The weighted values, (B, H, T, K), by the fastest kernel that can compute them."""
+        T, S = q_BHTK.shape[2], k_BHSK.shape[2]
+        pos_S = ctx.positions_T if S == T else torch.arange(S, device=q_BHTK.device)
+        bias = ctx.position.bias(q_BHTK, k_BHSK, pos_S, ctx)
+        dropout = self.dropout if self.training else 0.0
+        needs_weights = type(ctx.position).value is not Position.value
+        if needs_weights or (q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16):
+            # scaled_dot_product_attention has no fast bfloat16 kernel on a CPU: plain matmuls win
+            scores_BHTS = self.score_mask(q_BHTK, pos_S, bias, ctx)
+            return explicit(q_BHTK, k_BHSK, v_BHSK, scores_BHTS, self.scale, dropout, pos_S, ctx)
+        plain_causal = bias is None and self.causal and S == T and self.allowed(pos_S, pos_S) is None
+        mask = None if plain_causal else self.score_mask(q_BHTK, pos_S, bias, ctx)
+        return F.scaled_dot_product_attention(
+            q_BHTK, k_BHSK, v_BHSK, mask, dropout, is_causal=plain_causal, scale=self.scale
+        )
+
+    def score_mask(self, q_BHTK: Tensor, pos_S: Tensor, bias: Tensor | None, ctx: Context) -> Tensor | None:
+        """What is added to the scores: the position's bias, and minus infinity where a key is not visible."""
+        key = f"mask/{id(self) if type(self).allowed is not Attention.allowed else self.causal}"
+        if key not in ctx.once:
+            visible_TS = self.visible(ctx.positions_T, pos_S)
+            if visible_TS is None:
+                return None if bias is None else bias.to(q_BHTK.dtype)
+            hidden = torch.zeros(visible_TS.shape, dtype=q_BHTK.dtype, device=q_BHTK.device)
+            ctx.once[key] = hidden.masked_fill(~visible_TS, -math.inf)
+        return ctx.once[key] if bias is None else bias.to(q_BHTK.dtype) + ctx.once[key]
+
+
+def explicit(
+    q_BHTK: Tensor,
+    k_BHSK: Tensor,
+    v_BHSK: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    dropout: float,
+    pos_S: Tensor,
+    ctx: Context,
+) -> Tensor:
+    """Attention as it is written: scores, mask, softmax, weighted sum. The reference of every fast path."""
+    scores_BHTS = (q_BHTK * scale) @ k_BHSK.transpose(-1, -2)
+    if mask is not None:
+        scores_BHTS = scores_BHTS + mask
+    weights_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout)
+    y_BHTK = weights_BHTS @ v_BHSK
+    extra = ctx.position.value(weights_BHTS, pos_S, ctx)
+    return y_BHTK if extra is None else y_BHTK + extra

@@ -1,0 +1,152 @@
+"""The token cache: a corpus as memory-mapped arrays, made once for each (text, tokenizer, split)."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ablate import registry
+from ablate.data.corpora import SPLITS, Corpus, corpus_of
+from ablate.data.tokenizers import Tokenizer
+from ablate.errors import UserError
+from ablate.spec import Component, DataSpec, canonical_component, digest
+
+CACHE_FORMAT = 1
+MOST_UNKNOWN = 0.2  # above this share of unknown tokens, the tokenizer does not fit the text
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenised corpus. `splits` are read-only memory maps; the rest describes them."""
+
+    fingerprint: str
+    vocab: int
+    eos: int | None
+    splits: dict[str, np.ndarray]
+    bytes_per_token: dict[str, float]
+    documents: dict[str, int]
+    unigram_entropy: float  # nats per token, of the training split's token frequencies
+    unknown_frac: float
+    tokenizer: Tokenizer
+
+
+def prepare(data: DataSpec, cache: Path) -> Tokens:
+    """The tokens of a resolved specification, from the cache folder or made now.
+
+    Whoever comes first makes them in a folder of its own and renames it into place; others wait for the lock.
+    Raises `UserError` for text that cannot be read, or a tokenizer that does not fit it.
+    """
+    fingerprint = fingerprint_of(data)
+    folder = cache / "tokens" / fingerprint
+    if not (folder / "meta.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_suffix(".lock")):
+            if not (folder / "meta.json").is_file():
+                _make(data, folder)
+    return _open(data.tokenizer, folder, fingerprint)
+
+
+def fingerprint_of(data: DataSpec) -> str:
+    """Identity of a token cache: the text, how it is split, the tokenizer."""
+    tokenizer = canonical_component("tokenizer", data.tokenizer)
+    return digest([CACHE_FORMAT, data.content, data.valid, data.test, tokenizer])
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    with open(file, "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _make(data: DataSpec, folder: Path) -> None:
+    corpus = corpus_of(data)
+    tokenizer: Tokenizer = registry.make("tokenizer", data.tokenizer)
+    tokenizer.train(text for split, text in corpus.documents() if split == "train")
+    part = Path(tempfile.mkdtemp(prefix=folder.name, suffix=".part", dir=folder.parent))
+    try:
+        meta = _write_splits(corpus, tokenizer, part)
+        _check(meta, data)
+        (part / "tokenizer.json").write_text(json.dumps(tokenizer.state()))
+        (part / "meta.json").write_text(json.dumps(meta))
+        os.rename(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_splits(corpus: Corpus, tokenizer: Tokenizer, part: Path) -> dict[str, Any]:
+    dtype = np.dtype(np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32)
+    tokens, sizes, documents = (dict.fromkeys(SPLITS, 0) for _ in range(3))
+    counts = np.zeros(tokenizer.vocab, dtype=np.int64)
+    unknown = 0
+    streams = {split: open(part / f"{split}.bin", "wb") for split in SPLITS}
+    try:
+        for split, text in corpus.documents():
+            ids = tokenizer.encode(text)
+            if tokenizer.unk is not None:
+                unknown += int((ids == tokenizer.unk).sum())
+            if tokenizer.eos is not None:
+                ids = np.append(ids, tokenizer.eos)
+            if split == "train":
+                counts += np.bincount(ids, minlength=tokenizer.vocab)
+            ids.astype(dtype).tofile(streams[split])
+            tokens[split] += len(ids)
+            sizes[split] += len(text.encode())
+            documents[split] += 1
+    finally:
+        for stream in streams.values():
+            stream.close()
+    share = counts[counts > 0] / max(1, counts.sum())
+    return {
+        "vocab": tokenizer.vocab,
+        "eos": tokenizer.eos,
+        "dtype": dtype.name,
+        "tokens": tokens,
+        "bytes": sizes,
+        "documents": documents,
+        "unigram_entropy": float(-(share * np.log(share)).sum()),
+        "unknown_frac": unknown / max(1, sum(tokens.values())),
+    }
+
+
+def _check(meta: dict[str, Any], data: DataSpec) -> None:
+    where = data.path or data.hub or data.corpus
+    for split in SPLITS:
+        if not meta["tokens"][split]:
+            raise UserError(f"{where}: the {split} split is empty: there is too little text")
+    if meta["unknown_frac"] > MOST_UNKNOWN:
+        raise UserError(
+            f"tokenizer {data.tokenizer.name!r} does not fit {where}: {meta['unknown_frac']:.0%} of the tokens are "
+            "unknown to it; use a larger vocabulary, or bytes or bpe, which know every text"
+        )
+
+
+def _open(component: Component, folder: Path, fingerprint: str) -> Tokens:
+    meta = json.loads((folder / "meta.json").read_text())
+    tokenizer: Tokenizer = registry.make("tokenizer", component)
+    state = json.loads((folder / "tokenizer.json").read_text())
+    if state is not None:
+        tokenizer.restore(state)
+    splits = {split: np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r") for split in SPLITS}
+    per_token = {split: meta["bytes"][split] / meta["tokens"][split] for split in SPLITS}
+    return Tokens(
+        fingerprint,
+        meta["vocab"],
+        meta["eos"],
+        splits,
+        per_token,
+        meta["documents"],
+        meta["unigram_entropy"],
+        meta["unknown_frac"],
+        tokenizer,
+    )

@@ -1,0 +1,36 @@
+"""What goes wrong, told to the person who can mend it: the value, the place, and what would have been legal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Wrong input. The command line prints the message, without a traceback, and exits with 2."""
+
+
+class SpecError(UserError):
+    """A value that a specification cannot hold. `path` says where, as `("arch", "position", "base")`."""
+
+    def __init__(self, path: Iterable[str], problem: str):
+        self.path = tuple(path)
+        self.problem = problem
+        super().__init__(f"{'.'.join(self.path)}: {problem}" if self.path else problem)
+
+
+class MaxLenError(UserError):
+    """A sequence longer than the model was built for."""
+
+
+def unknown(what: str, word: object, names: Iterable[str]) -> str:
+    """`unknown position 'ropee'; did you mean 'rope'? known: alibi, learned, ...`"""
+    names = sorted(names)
+    close = get_close_matches(str(word), names, n=1, cutoff=0.6)
+    hint = f" did you mean {close[0]!r}?" if close else ""
+    return f"unknown {what} {word!r};{hint} known: {', '.join(names)}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,380 @@
+"""grid.yaml -> Grid: what is compared, at which sizes and budgets, with how many seeds.
+
+study: name                     # the file's name unless given
+base: {preset: gpt2, arch: {}, data: {}, train: {}, resources: {}}
+variants: {name: {dotted.path: value}, name: rmsnorm+rope}      # or a list of names; the first is the baseline
+axes: {dotted.path: [values]}   # crossed
+sizes: {dotted.path: [values]}  # in parallel; or {name: {dotted.path: value}}; or a named ladder
+budgets: {tokens_per_param: [5, 20]}        # or tokens: or flops:
+match: params                   # params | flops | both | none
+tolerance: 0.01
+seeds: 3                        # or a list of seeds
+plugins: [my_variants.py]
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablate import registry
+from ablate.draft import Draft, Origin
+from ablate.errors import UserError, unknown
+from ablate.match import TARGETS
+from ablate.overlays import BASELINE, compose, ladders
+from ablate.spec import SECTIONS
+from ablate.yamlfile import Document, parse_scalar, read_yaml
+
+KEYS = ("study", "base", "variants", "axes", "sizes", "budgets", "match", "tolerance", "seeds", "plugins")
+BUDGETS = ("tokens_per_param", "tokens", "flops")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the comparison. `use` names registered variants; `settings` come on top."""
+
+    name: str
+    use: str
+    settings: Mapping[str, Any]
+    origin: Origin
+
+    @property
+    def is_combination(self) -> bool:
+        """Whether several changes were asked for as a combination."""
+        return "+" in self.use
+
+    def lay_on(self, draft: Draft) -> Draft:
+        draft = draft.copy()
+        for overlay in self.overlays():
+            draft.lay_overlay(overlay, self.origin)
+        draft.lay(self.settings, self.origin)
+        return draft
+
+    def overlays(self) -> list[Any]:
+        try:
+            return compose(self.use) if self.use else []
+        except UserError as error:
+            raise self.origin.error(str(error)) from None
+
+    def paths(self) -> set[str]:
+        """The dotted paths that this variant sets."""
+        paths = {path for overlay in self.overlays() for path in overlay.settings}
+        for key, value in self.settings.items():
+            paths |= {f"{key}.{name}" for name in value} if key in SECTIONS else {key}
+        return paths
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting of a size or of the axes: its label, and its paths with their values."""
+
+    label: str
+    settings: Mapping[str, Any]
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A length of training: tokens, tokens per parameter of the baseline, or training FLOPs."""
+
+    kind: str
+    value: float
+    origin: Origin
+
+    @property
+    def label(self) -> str:
+        return "" if self.kind == "base" else f"{self.kind}={self.value:g}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A parsed grid file; nothing of it has been built yet."""
+
+    name: str
+    document: Document
+    question: str
+    base: Draft
+    variants: tuple[Variant, ...]
+    axes: tuple[Choice, ...]
+    sizes: tuple[Choice, ...]
+    budgets: tuple[Budget, ...]
+    match: str
+    tolerance: float
+    seeds: tuple[int, ...]
+    plugins: tuple[Path, ...]
+
+    @property
+    def folder(self) -> Path:
+        return self.document.file.resolve().parent
+
+
+def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
+    """Read and check a grid file. `overrides` are `path=value`, a path of the grid or of a trial's settings.
+
+    Raises `UserError` with the file, the line, the value and what would have been legal.
+    """
+    document = read_yaml(file)
+    if not isinstance(document.value, Mapping):
+        raise document.error((), "a grid is a mapping with the keys " + ", ".join(KEYS))
+    for override in overrides:
+        _override(document, override)
+    tree = document.value
+    for key in tree:
+        if key not in KEYS:
+            raise document.error((key,), unknown("key", key, KEYS))
+    plugins = _plugins(document)  # first: what follows may name their components
+    return Grid(
+        name=_name(document),
+        document=document,
+        question=_header(document.text),
+        base=_base(document),
+        variants=_variants(document),
+        axes=_axes(document),
+        sizes=_sizes(document),
+        budgets=_budgets(document),
+        match=_match(document),
+        tolerance=_tolerance(document),
+        seeds=_seeds(document),
+        plugins=plugins,
+    )
+
+
+def _override(document: Document, text: str) -> None:
+    path, sign, value = text.partition("=")
+    if not sign or not path:
+        raise UserError(f"--set {text!r}: write path=value, as --set train.lr=1e-3")
+    keys = path.split(".")
+    if keys[0] == "base":
+        keys = keys[1:]
+    if keys and keys[0] in SECTIONS:
+        place: tuple[str, ...] = ("base", ".".join(keys))
+    elif keys and keys[0] in KEYS:
+        place = (keys[0], ".".join(keys[1:])) if len(keys) > 1 else (keys[0],)
+    else:
+        raise UserError(f"--set {path}: {unknown('path', path, (*SECTIONS, *KEYS))}")
+    tree = document.value
+    if len(place) == 2:
+        inner = tree.get(place[0])
+        tree[place[0]] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+        tree = inner
+    tree.pop(place[-1], None)  # last in order: it is laid over the rest
+    tree[place[-1]] = parse_scalar(value)
+    document.overridden.add(place)
+
+
+def _name(document: Document) -> str:
+    name = document.value.get("study", document.file.stem)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise document.error(
+            ("study",), f"{name!r} must be letters, digits, '_', '-' and '.', to name a folder"
+        )
+    return name
+
+
+def _header(text: str) -> str:
+    """The comment that opens the file: the question it asks."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return "\n".join(line.lstrip("#").strip() for line in lines).strip()
+
+
+def _plugins(document: Document) -> tuple[Path, ...]:
+    files = document.value.get("plugins") or []
+    files = [files] if isinstance(files, str) else files
+    if not isinstance(files, list):
+        raise document.error(("plugins",), f"{files!r} must be a list of Python files")
+    found = []
+    for index, file in enumerate(files):
+        place = ("plugins", str(index))
+        if not isinstance(file, str):
+            raise document.error(place, f"{file!r} must be the path of a Python file")
+        path = (document.file.resolve().parent / file).resolve()
+        try:
+            registry.add_plugin(path)
+        except UserError as error:
+            raise document.error(place, str(error)) from None
+        found.append(path)
+    return tuple(found)
+
+
+def _base(document: Document) -> Draft:
+    tree = _mapping(document, ("base",))
+    draft = Draft()
+    if (preset := tree.get("preset")) is not None:
+        origin = Origin(document, ("base", "preset"))
+        if not isinstance(preset, str):
+            raise origin.error(f"{preset!r} must be the name of a preset")
+        try:
+            parts = compose(preset)
+        except UserError as error:
+            raise origin.error(str(error)) from None
+        for overlay in parts:
+            draft.lay_overlay(overlay, origin)
+    draft.lay({key: value for key, value in tree.items() if key != "preset"}, Origin(document, ("base",)))
+    return draft
+
+
+def _variants(document: Document) -> tuple[Variant, ...]:
+    tree = document.value.get("variants", {BASELINE: None})
+    if isinstance(tree, list):
+        variants = []
+        for index, name in enumerate(tree):
+            origin = Origin(document, ("variants", str(index)))
+            if not isinstance(name, str):
+                raise origin.error(f"{name!r} must be the name of a variant, or a combination a+b")
+            variants.append(_checked(Variant(name, name, {}, origin)))
+    elif isinstance(tree, Mapping):
+        variants = [_variant(document, name, body) for name, body in tree.items()]
+    else:
+        raise document.error(("variants",), f"{tree!r} must be a mapping or a list of names")
+    if not variants:
+        raise document.error(("variants",), "is empty: give at least the baseline, as {baseline: {}}")
+    seen: set[str] = set()
+    for variant in variants:
+        if variant.name in seen:
+            raise variant.origin.error(f"variant {variant.name!r} is given twice")
+        seen.add(variant.name)
+    return tuple(variants)
+
+
+def _variant(document: Document, name: str, body: Any) -> Variant:
+    origin = Origin(document, ("variants", name))
+    if not all(NAME.fullmatch(part) for part in name.split("+")):
+        raise origin.error(f"{name!r} must be letters, digits, '_', '-', '.' and '+'")
+    if body is None:
+        body = {}
+    if isinstance(body, str):
+        body = {"use": body}
+    if not isinstance(body, Mapping):
+        raise origin.error(f"{body!r} must be a mapping of dotted paths, or the name of a registered variant")
+    use = body.get("use", "")
+    if not isinstance(use, str):
+        raise origin.error(f"{use!r} must be the name of a registered variant", ("use",))
+    return _checked(Variant(name, use, {key: value for key, value in body.items() if key != "use"}, origin))
+
+
+def _checked(variant: Variant) -> Variant:
+    variant.overlays()
+    return variant
+
+
+def _axes(document: Document) -> tuple[Choice, ...]:
+    tree = _mapping(document, ("axes",))
+    lists = []
+    for path, values in tree.items():
+        place = ("axes", path)
+        values = _values(document, place, values)
+        lists.append([(path, value) for value in values])
+    cells = []
+    for cell in itertools.product(*lists):
+        label = ", ".join(f"{path.split('.')[-1]}={_show(value)}" for path, value in cell)
+        cells.append(Choice(label, dict(cell), Origin(document, ("axes",))))
+    return tuple(cells)
+
+
+def _sizes(document: Document) -> tuple[Choice, ...]:
+    tree = document.value.get("sizes")
+    origin = Origin(document, ("sizes",))
+    if tree is None:
+        return (Choice("base", {}, origin),)
+    if isinstance(tree, str):
+        if tree not in ladders():
+            raise origin.error(unknown("ladder", tree, ladders()))
+        return tuple(Choice(name, dict(rung), origin) for name, rung in ladders()[tree].items())
+    if not isinstance(tree, Mapping) or not tree:
+        raise origin.error(f"{tree!r} must be dotted paths with lists, named sizes, or the name of a ladder")
+    if all("." not in name for name in tree):
+        sizes = []
+        for name, settings in tree.items():
+            if not isinstance(settings, Mapping):
+                raise origin.error(f"{settings!r} must be a mapping of dotted paths", (name,))
+            sizes.append(Choice(name, settings, Origin(document, ("sizes", name))))
+        return tuple(sizes)
+    lists = {path: _values(document, ("sizes", path), values) for path, values in tree.items()}
+    lengths = {len(values) for values in lists.values()}
+    if len(lengths) > 1:
+        counts = ", ".join(f"{path} has {len(values)}" for path, values in lists.items())
+        raise origin.error(f"sizes are taken in parallel, so all lists must be of one length: {counts}")
+    cells = []
+    for row in zip(*lists.values(), strict=True):
+        settings = dict(zip(lists, row, strict=True))
+        label = ", ".join(f"{path.split('.')[-1]}={_show(value)}" for path, value in settings.items())
+        cells.append(Choice(label, settings, origin))
+    return tuple(cells)
+
+
+def _budgets(document: Document) -> tuple[Budget, ...]:
+    tree = _mapping(document, ("budgets",))
+    if not tree:
+        return (Budget("base", 0, Origin(document, ("base",))),)
+    if len(tree) > 1:
+        raise document.error(
+            ("budgets",), f"{' and '.join(tree)} are given: choose one of {', '.join(BUDGETS)}"
+        )
+    (kind, values), *_ = tree.items()
+    if kind not in BUDGETS:
+        raise document.error(("budgets", kind), unknown("budget", kind, BUDGETS))
+    budgets = []
+    for value in _values(document, ("budgets", kind), values):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise document.error(("budgets", kind), f"{value!r} must be a positive number")
+        budgets.append(Budget(kind, value, Origin(document, ("budgets", kind))))
+    return tuple(budgets)
+
+
+def _match(document: Document) -> str:
+    target = document.value.get("match", "params")
+    if target not in TARGETS:
+        raise document.error(("match",), unknown("match", target, TARGETS))
+    return str(target)
+
+
+def _tolerance(document: Document) -> float:
+    value = document.value.get("tolerance", 0.01)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise document.error(("tolerance",), f"{value!r} must be a fraction between 0 and 1")
+    return float(value)
+
+
+def _seeds(document: Document) -> tuple[int, ...]:
+    seeds = document.value.get("seeds", 1)
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        seeds = list(range(seeds))
+    if not isinstance(seeds, list) or not all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds):
+        raise document.error(("seeds",), f"{seeds!r} must be a count, or a list of whole numbers from 0")
+    if not seeds:
+        raise document.error(("seeds",), "there are no seeds, so the grid is empty: give at least 1")
+    if len(set(seeds)) < len(seeds):
+        raise document.error(("seeds",), f"{seeds} has a seed twice")
+    return tuple(seeds)
+
+
+def _mapping(document: Document, path: tuple[str, ...]) -> Mapping[str, Any]:
+    tree = document.value.get(path[0])
+    if tree is None:
+        return {}
+    if not isinstance(tree, Mapping):
+        raise document.error(path, f"{tree!r} must be a mapping")
+    return tree
+
+
+def _values(document: Document, path: tuple[str, ...], values: Any) -> list[Any]:
+    values = values if isinstance(values, list) else [values]
+    if not values:
+        raise document.error(path, "the list is empty, so the grid is: give at least one value")
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise document.error(path, f"{_show(value)} is in the list twice")
+    return values
+
+
+def _show(value: Any) -> str:
+    """A value as a label: a component by its name and options."""
+    if isinstance(value, Mapping):
+        options = ",".join(f"{key}={each}" for key, each in value.items() if key != "name")
+        return f"{value.get('name', '')}({options})" if options else str(value.get("name", ""))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,91 @@
+"""A plan as a table and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ablate.plan import Plan, Row
+from ablate.run.ledger import Ledger
+
+
+def plan_json(plan: Plan, ledger: Ledger) -> dict[str, Any]:
+    """The machine-readable plan: one entry for every row (a variant at a size, axis setting and budget)."""
+    done = sum(ledger.trial(trial.id).record() is not None for trial in plan.trials)
+    return {
+        "study": plan.grid.name,
+        "trials": len(plan.trials),
+        "done": done,
+        "match": plan.grid.match,
+        "variants": [
+            {
+                "name": row.variant,
+                "size": row.size,
+                "axes": row.axes,
+                "budget": row.budget,
+                "params_total": row.cost.params_total,
+                "params_non_embedding": row.cost.params_non_embedding,
+                "flops_per_token": row.cost.flops_forward,
+                "match_residual": match_residual(row, plan.grid.match),
+                "residuals": dict(row.residuals),
+                "solved": dict(row.solved),
+                "differs_in": list(row.differs_in),
+                "confounded": row.confounded,
+                "tokens": row.tokens,
+                "train_flops": row.flops,
+                "memory_bytes": memory_bytes(row),
+            }
+            for row in plan.rows
+        ],
+        "total_flops": plan.total_flops,
+    }
+
+
+def match_residual(row: Row, match: str) -> float:
+    """How far the row is from its baseline in what was matched; in parameters where nothing was."""
+    if match == "both":
+        return max(row.residuals.values(), key=abs)
+    return row.residuals["flops" if match == "flops" else "params"]
+
+
+def memory_bytes(row: Row) -> float:
+    """Estimate of a trial's memory in float32: weights, gradients, two optimizer moments, activations."""
+    batch = row.spec.train.batch_tokens / row.spec.train.accumulate
+    return 16 * row.cost.params_total + row.cost.activation_bytes * batch
+
+
+def print_plan(plan: Plan, ledger: Ledger) -> None:
+    """The plan for a person."""
+    console = Console(highlight=False)
+    done = sum(ledger.trial(trial.id).record() is not None for trial in plan.trials)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name, justify in (("variant", "left"), ("size", "left"), ("params", "right"), ("vs base", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name in ("FLOP/token", "vs base", "tokens", "memory"):
+        table.add_column(name, justify="right")
+    table.add_column("differs in")
+    for row in plan.rows:
+        cell = ", ".join(each for each in (row.size, row.axes, row.budget) if each)
+        differs = ", ".join(row.differs_in)
+        if row.solved:
+            differs += "  (" + ", ".join(f"{path} {value}" for path, value in row.solved.items()) + ")"
+        if row.confounded:
+            differs += "  [yellow]confounded[/]"
+        table.add_row(
+            row.variant,
+            cell,
+            f"{row.cost.params_total:,}",
+            f"{row.residuals['params']:+.2%}",
+            f"{row.cost.flops_forward:,.0f}",
+            f"{row.residuals['flops']:+.2%}",
+            f"{row.tokens:,}",
+            f"{memory_bytes(row) / 1e6:,.0f} MB",
+            differs,
+        )
+    console.print(table)
+    console.print(
+        f"{len(plan.trials)} trials over seeds {list(plan.grid.seeds)}, {done} already done; match: "
+        f"{plan.grid.match} within {plan.grid.tolerance:.1%}; {plan.total_flops:.3g} training FLOPs in all"
+    )

@@ -1,0 +1,58 @@
+"""The contract of an executor, and the one rule for trials whose worker died."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ablate.errors import UserError
+from ablate.run.ledger import TrialFolder
+from ablate.run.worker import Event
+from ablate.spec import Resources
+from ablate.train.trial import Job
+
+MAX_DEATHS = 3  # a trial that takes its worker with it this often is given up
+
+OnEvent = Callable[[Event], None]
+
+
+class Executor(Protocol):
+    """Runs jobs to their end and reports every event; knows nothing of grids, planners or trackers."""
+
+    def run(self, jobs: Sequence[tuple[Job, Resources]], on_event: OnEvent, stop: threading.Event) -> None:
+        """Return when every job has ended, or soon after `stop` is set. Raises `Fatal`."""
+
+
+class Fatal(UserError):
+    """The machine, not a trial, is at fault. `code` is the exit code to end with."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+def give_up(folder: TrialFolder, reason: str) -> Event:
+    """Record a trial whose worker died again and again, so that the study goes on without it."""
+    folder.commit(
+        {
+            "id": folder.id,
+            "group_id": None,
+            "status": "failed",
+            "error": reason,
+            "traceback": None,
+            "spec": None,
+            "metrics": {"loss": None, "last_loss": None},
+            "params_total": None,
+            "flops_per_token": None,
+            "train_flops": None,
+            "tokens": None,
+            "tokens_per_s": None,
+            "wall_s": None,
+            "environment": None,
+            "ended": time.time(),
+        }
+    )
+    folder.note("end", status="failed")
+    return {"id": folder.id, "status": "failed", "loss": None, "error": reason}

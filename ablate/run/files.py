@@ -1,0 +1,72 @@
+"""Files that are whole or absent: written beside their place, synced, and renamed into it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(file: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a temporary file next to `file`, then rename it. A crash leaves the old file or the new."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        _sync(part)
+        os.replace(part, file)
+        _sync(file.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(file: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(file, lambda part: _write_text(part, text + "\n"))
+
+
+def write_text(file: Path, text: str) -> None:
+    write_whole(file, lambda part: _write_text(part, text))
+
+
+def append_json(file: Path, row: dict[str, Any]) -> None:
+    """One more line. A crash can tear the last line only, which `read_jsonl` leaves out."""
+    with open(file, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file; none where it does not exist."""
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # torn by a crash
+        if line.endswith("\n") and isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def read_json(file: Path) -> Any:
+    """The value in a file, None where it is absent or not whole."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def _write_text(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,139 @@
+"""What a person sees while trials run: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from ablate.plan import PlannedTrial
+from ablate.run.worker import Event
+
+SHOWN = 8  # running trials listed at once
+
+
+class ProgressView:
+    """Counts and rates of the trials of one run. `event` takes every event of an executor."""
+
+    def __init__(self, trials: Mapping[str, PlannedTrial], reused: int, console: Console):
+        self.trials = trials
+        self.console = console
+        self.total = len(trials)
+        self.reused = reused
+        self.ended: dict[str, str] = {}
+        self.running: dict[str, Event] = {}
+        self.started = time.monotonic()
+        self.trained_tokens: dict[str, int] = {}
+        self.first_tokens: dict[str, int] = {}  # where a resumed trial began
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[words]}"),
+            console=console,
+            expand=True,
+        )
+        self._task = self._bar.add_task("training", total=1.0, words="")
+        self._live: Live | None = None
+
+    def __enter__(self) -> ProgressView:
+        if self.console.is_terminal:
+            self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._live is not None:
+            self._live.update(self._render())
+            self._live.__exit__(*exc)
+
+    def event(self, event: Event) -> None:
+        trial_id = event["id"]
+        if trial_id not in self.trials:
+            return
+        if "tokens" in event:
+            self.first_tokens.setdefault(trial_id, event["tokens"])
+            self.trained_tokens[trial_id] = event["tokens"]
+        if "status" in event:
+            self.running.pop(trial_id, None)
+            self.ended[trial_id] = event["status"]
+            self._say_ended(event)
+        else:
+            self.running[trial_id] = event
+        if self._live is not None:
+            self._live.update(self._render())
+
+    def _say_ended(self, event: Event) -> None:
+        trial = self.trials[event["id"]]
+        row = trial.row
+        cell = ", ".join(each for each in (row.size, row.axes, row.budget) if each)
+        result = f"loss {event['loss']:.4f}" if event.get("loss") is not None else event.get("error", "")
+        color = {"finished": "green", "diverged": "yellow"}.get(event["status"], "red")
+        count = f"[{len(self.ended):>{len(str(self.total))}}/{self.total}]"
+        self.console.print(
+            f"{count} [{color}]{event['status']:<8}[/] {row.variant} ({cell}) seed {trial.spec.seed}  "
+            f"{result}  [dim]{trial.id}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def fraction(self) -> float:
+        """The part of the FLOPs to be done that is done."""
+        total = done = 0.0
+        for trial_id, trial in self.trials.items():
+            total += trial.row.flops
+            if trial_id in self.ended:
+                done += trial.row.flops
+            elif event := self.running.get(trial_id):
+                done += trial.row.flops * event["step"] / event["steps"]
+        return done / total if total else 1.0
+
+    def tokens_per_s(self) -> float:
+        trained = sum(n - self.first_tokens.get(trial_id, 0) for trial_id, n in self.trained_tokens.items())
+        return trained / max(1e-9, time.monotonic() - self.started)
+
+    def words(self) -> str:
+        """`5 done, 2 running, 0 failed, 9 to go · 41k tokens/s · 3 min left`."""
+        failed = sum(status == "failed" for status in self.ended.values())
+        to_go = self.total - len(self.ended) - len(self.running)
+        parts = [
+            f"{len(self.ended) - failed} done, {len(self.running)} running, {failed} failed, {to_go} to go",
+            f"{_short(self.tokens_per_s())} tokens/s",
+        ]
+        fraction, elapsed = self.fraction(), time.monotonic() - self.started
+        if 0.01 < fraction < 1:
+            parts.append(f"{duration(elapsed * (1 - fraction) / fraction)} left")
+        return " · ".join(parts)
+
+    def _render(self) -> Group:
+        self._bar.update(self._task, completed=self.fraction(), words=self.words())
+        table = Table.grid(padding=(0, 2))
+        for trial_id, event in list(self.running.items())[:SHOWN]:
+            row = self.trials[trial_id].row
+            loss = f"loss {event['loss']:.3f}" if event.get("loss") is not None else ""
+            cell = ", ".join(each for each in (row.size, row.axes, row.budget) if each)
+            part = f"{event['step'] / event['steps']:4.0%}"
+            table.add_row(f"  {part}", f"{row.variant} ({cell}) seed {self.trials[trial_id].spec.seed}", loss)
+        if len(self.running) > SHOWN:
+            table.add_row("", f"and {len(self.running) - SHOWN} more", "")
+        return Group(table, self._bar)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _short(value: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.0f}"

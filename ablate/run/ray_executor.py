@@ -1,0 +1,99 @@
+"""The Ray executor: starts the driver process, feeds it jobs, and passes its events on."""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ablate.errors import UserError
+from ablate.run.executor import Fatal, OnEvent
+from ablate.spec import Resources
+from ablate.train.trial import Job
+
+LANES = 512  # most lanes at once, on a cluster
+
+
+class RayExecutor:
+    """Ray Tune over this machine (`slots` CPUs and `gpus` GPUs), or over the cluster at `address`."""
+
+    def __init__(self, slots: int, gpus: int, address: str | None, log: Path):
+        self.slots = slots
+        self.gpus = gpus
+        self.address = address
+        self.log = log
+
+    def run(self, jobs: Sequence[tuple[Job, Resources]], on_event: OnEvent, stop: threading.Event) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as log:
+            driver = subprocess.Popen(
+                [sys.executable, "-m", "ablate.run.ray_driver"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is this process' to handle
+            )
+        assert driver.stdin is not None and driver.stdout is not None
+        events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        threading.Thread(target=_listen, args=(driver.stdout, events), daemon=True).start()
+        try:
+            driver.stdin.write(json.dumps(self._orders(jobs)).encode() + b"\n")
+            driver.stdin.flush()
+            self._follow(events, on_event, stop, driver)
+        except BrokenPipeError:
+            pass  # it died before it read its orders: reported below
+        finally:
+            driver.stdin.close()
+            try:
+                driver.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                driver.kill()
+        if driver.returncode and not stop.is_set():
+            raise Fatal(f"the Ray driver ended with exit code {driver.returncode}: see {self.log}", 1)
+
+    def _orders(self, jobs: Sequence[tuple[Job, Resources]]) -> dict[str, Any]:
+        """The jobs by resource class: lanes are of one class each."""
+        kinds: dict[str, dict[str, Any]] = {}
+        by_kind: dict[str, list[dict[str, Any]]] = {}
+        for job, need in jobs:
+            kind = f"cpus={need.cpus},gpus={need.gpus or 0:g}"
+            kinds[kind] = {"cpus": need.cpus, "gpus": need.gpus or 0}
+            job = replace(job, threads=need.cpus, progress_every_s=1.0)
+            by_kind.setdefault(kind, []).append(asdict(job))
+        return {
+            "address": self.address,
+            "slots": self.slots,
+            "gpus": self.gpus,
+            "lanes": LANES if self.address else self.slots,
+            "kinds": kinds,
+            "jobs": by_kind,
+        }
+
+    def _follow(self, events: Any, on_event: OnEvent, stop: threading.Event, driver: Any) -> None:
+        while not stop.is_set():
+            try:
+                event = events.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            if event is None:
+                return
+            if "fatal" in event:
+                error = UserError(event["fatal"]) if event["code"] == 2 else None
+                raise error or Fatal(event["fatal"], event["code"])
+            if "id" in event:
+                on_event(event)
+
+
+def _listen(stream: Any, events: Any) -> None:
+    for line in stream:
+        try:
+            events.put(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # some library wrote to stdout
+    events.put(None)

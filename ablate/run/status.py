@@ -1,0 +1,38 @@
+"""Where a study stands, from the ledger alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ablate.run.ledger import ENDED, Ledger
+
+STATES = (*ENDED, "running", "pending")
+
+
+def study_status(ledger: Ledger, name: str) -> dict[str, Any]:
+    """Counts by status, and every trial's. Raises `UserError` for an unknown study."""
+    study = ledger.study(name)
+    counts = dict.fromkeys(STATES, 0)
+    trials = []
+    for trial in study["trials"]:
+        folder = ledger.trial(trial["id"])
+        record = folder.record()
+        state = str(record["status"]) if record else folder.status()
+        counts[state] += 1
+        labels = {key: trial[key] for key in ("id", "variant", "size", "axes", "budget", "seed")}
+        loss = record["metrics"]["loss"] if record else None
+        error = record.get("error") if record else None
+        trials.append({**labels, "status": state, "loss": loss, "error": error})
+    return {"study": name, "total": len(trials), **counts, "trials": trials}
+
+
+def print_status(tree: dict[str, Any]) -> None:
+    """One line of counts, then a line a trial."""
+    counts = ", ".join(f"{tree[state]} {state}" for state in STATES if tree[state])
+    print(f"{tree['study']}: {tree['total']} trials: {counts}")
+    for trial in tree["trials"]:
+        cell = ", ".join(each for each in (trial["size"], trial["axes"], trial["budget"]) if each)
+        result = f"loss {trial['loss']:.4f}" if trial["loss"] is not None else trial["error"] or ""
+        print(
+            f"  {trial['id']}  {trial['status']:<8}  {trial['variant']} ({cell}) seed {trial['seed']}  {result}"
+        )

@@ -1,0 +1,197 @@
+"""One `ablate run`: plan, train what is missing, mirror, and remember what was done."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from ablate import registry
+from ablate.plan import Plan, PlannedTrial, default_gpus
+from ablate.run.executor import Executor
+from ablate.run.files import append_json, write_json, write_text
+from ablate.run.ledger import Ledger
+from ablate.run.planner import GridPlanner, Planner
+from ablate.run.progress import ProgressView
+from ablate.run.tracking import BackgroundMirror, Mirror
+from ablate.run.worker import Event
+from ablate.spec import Resources
+from ablate.train.trial import Job, plan_trial
+
+
+@dataclass
+class Outcome:
+    """What a run came to. `interrupted` is true when it was asked to stop before the end."""
+
+    trained: list[str]
+    reused: list[str]
+    statuses: dict[str, str]
+    interrupted: bool
+    tracking_trouble: str | None
+
+    @property
+    def exit_code(self) -> int:
+        if self.interrupted:
+            return 130
+        return 1 if any(status in ("failed", "pending") for status in self.statuses.values()) else 0
+
+
+def study_tree(plan: Plan) -> dict[str, Any]:
+    """The study as it is kept: every trial's id with its labels, and what the rows of the plan say."""
+    rows = []
+    for row in plan.rows:
+        rows.append(
+            {
+                "variant": row.variant,
+                "size": row.size,
+                "axes": row.axes,
+                "budget": row.budget,
+                "params_total": row.cost.params_total,
+                "flops_per_token": row.cost.flops_forward,
+                "residuals": dict(row.residuals),
+                "solved": dict(row.solved),
+                "differs_in": list(row.differs_in),
+                "confounded": row.confounded,
+            }
+        )
+    return {
+        "study": plan.grid.name,
+        "question": plan.grid.question,
+        "baseline": plan.baseline,
+        "match": plan.grid.match,
+        "tolerance": plan.grid.tolerance,
+        "data": dict(plan.facts),
+        "rows": rows,
+        "trials": [
+            {
+                "id": trial.id,
+                "group_id": trial.spec.group_id,
+                "variant": trial.row.variant,
+                "size": trial.row.size,
+                "axes": trial.row.axes,
+                "axis_values": dict(trial.row.axis_values),
+                "budget": trial.row.budget,
+                "seed": trial.spec.seed,
+                "train_flops": trial.row.flops,
+            }
+            for trial in plan.trials
+        ],
+    }
+
+
+def write_study(ledger: Ledger, plan: Plan) -> dict[str, Any]:
+    """Write the study's folder: the grid as given, and the study as resolved."""
+    tree = study_tree(plan)
+    folder = ledger.study_folder(plan.grid.name)
+    write_text(folder / "grid.yaml", plan.grid.document.text)
+    write_json(folder / "study.json", tree)
+    return tree
+
+
+class StudyRun:
+    """Trains what a plan misses, with one executor, under the study's lock."""
+
+    def __init__(
+        self, ledger: Ledger, plan: Plan, executor: Executor, console: Console, checkpoint_every_s: float
+    ):
+        self.ledger = ledger
+        self.plan = plan
+        self.executor = executor
+        self.console = console
+        self.checkpoint_every_s = checkpoint_every_s
+        self.stop = threading.Event()
+
+    def run(self, tracking_uri: str, retry_failed: bool = False) -> Outcome:
+        """Run to the end, or until a signal asks to stop. Raises `Fatal` when the machine is at fault."""
+        study = write_study(self.ledger, self.plan)
+        if retry_failed:
+            for trial in self.plan.trials:
+                folder = self.ledger.trial(trial.id)
+                if folder.status() == "failed":
+                    folder.forget_record()
+        done = self._done()
+        reused = list(done)
+        planner: Planner = GridPlanner(self.plan)
+        mirror = BackgroundMirror(Mirror(self.ledger, study, tracking_uri))
+        for trial_id in mirror.mirror.behind():
+            mirror.add(trial_id)
+        trained: list[str] = []
+        begun = time.time()
+        try:
+            with self._signals():
+                while not self.stop.is_set() and (batch := planner.next(done)):
+                    self._train(batch, len(reused), mirror, trained)
+                    done = self._done()
+        finally:
+            trouble = mirror.close()
+            self._log(begun, trained, reused)
+        statuses = {trial.id: self.ledger.trial(trial.id).status() for trial in self.plan.trials}
+        return Outcome(trained, reused, statuses, self.stop.is_set(), trouble)
+
+    def _done(self) -> dict[str, str]:
+        found = {}
+        for trial in self.plan.trials:
+            if (record := self.ledger.trial(trial.id).record()) is not None:
+                found[trial.id] = record["status"]
+        return found
+
+    def _train(
+        self, batch: list[PlannedTrial], reused: int, mirror: BackgroundMirror, trained: list[str]
+    ) -> None:
+        work = [(self._job(trial), self._needs(trial)) for trial in batch]
+        for trial in batch:
+            plan_trial(self.ledger, trial.spec)
+        view = ProgressView({trial.id: trial for trial in batch}, reused, self.console)
+
+        def on_event(event: Event) -> None:
+            view.event(event)
+            if "status" in event:
+                trained.append(event["id"])
+                mirror.add(event["id"])
+
+        with view:
+            self.executor.run(work, on_event, self.stop)
+
+    def _job(self, trial: PlannedTrial) -> Job:
+        return Job(
+            trial.id,
+            str(self.ledger.root.resolve()),
+            checkpoint_every_s=self.checkpoint_every_s,
+            plugins=registry.plugin_files(),
+        )
+
+    def _needs(self, trial: PlannedTrial) -> Resources:
+        return replace(trial.spec.resources, gpus=default_gpus(trial.spec))
+
+    def _log(self, begun: float, trained: list[str], reused: list[str]) -> None:
+        append_json(
+            self.ledger.study_folder(self.plan.grid.name) / "log.jsonl",
+            {"time": begun, "ended": time.time(), "trained": trained, "reused": reused},
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask to stop; a second one insists."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self.stop.is_set():
+                raise KeyboardInterrupt
+            self.stop.set()
+            self.console.print("stopping: trials under way leave a checkpoint (again to stop at once)")
+
+        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)

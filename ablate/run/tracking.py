@@ -1,0 +1,257 @@
+"""Mirrors the ledger to MLflow: study -> variant -> trial runs. One writer, the driver; never read back.
+
+A trial is published after its record is committed, with its curve, its specification, tags and a truthful
+status. Runs are found again by their tags, and a trial's last write is the hash of its record: publishing twice
+changes nothing, publishing after a crash completes what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ablate.run.files import read_json, write_json
+from ablate.run.ledger import Ledger
+from ablate.spec import flatten
+
+STATUS = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
+BATCH_METRICS, BATCH_PARAMS = 1000, 100  # MLflow's documented limits a call
+PUBLISHED = "published.json"  # beside study.json: what this tracking URI has, to know without asking
+
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
+
+
+def default_uri(results: Path) -> str:
+    """SQLite in the results folder, unless MLFLOW_TRACKING_URI says otherwise."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(results / 'mlflow.db').resolve()}"
+
+
+class Mirror:
+    """Publishes the trials of one study. Trouble with MLflow is remembered and never reaches a trial."""
+
+    def __init__(self, ledger: Ledger, study: Mapping[str, Any], uri: str):
+        self.ledger = ledger
+        self.study = study
+        self.uri = uri
+        self.trouble: str | None = None
+        self._marks_file = ledger.study_folder(study["study"]) / PUBLISHED
+        self._marks: dict[str, str] = self._read_marks()
+        self._client: Any = None
+        self._runs: dict[str, Any] = {}  # key -> run, of this study
+        self._labels = {trial["id"]: trial for trial in study["trials"]}
+
+    def _read_marks(self) -> dict[str, str]:
+        """What was published to this URI before; nothing, when its database file is gone."""
+        known = read_json(self._marks_file) or {}
+        gone = self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).is_file()
+        return {} if gone or known.get("uri") != self.uri else dict(known.get("trials", {}))
+
+    def behind(self) -> list[str]:
+        """Trials that ended and are not published as they ended."""
+        out = []
+        for trial_id in self._labels:
+            record = self.ledger.trial(trial_id).record()
+            if record is not None and self._marks.get(trial_id) != _hash(record):
+                out.append(trial_id)
+        return out
+
+    def publish(self, trial_ids: list[str]) -> None:
+        """Bring the tracking server up to date with these trials."""
+        try:
+            self._connect()
+            for trial_id in trial_ids:
+                record = self.ledger.trial(trial_id).record()
+                if record is not None:
+                    self._publish_trial(trial_id, record)
+                    self._marks[trial_id] = _hash(record)
+            write_json(self._marks_file, {"uri": self.uri, "trials": self._marks})
+        except Exception as error:  # MLflow raises many kinds; none of them may stop a study
+            self.trouble = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+    def close(self) -> None:
+        """Give the study's and variants' runs the status that their trials have come to."""
+        if self._client is None or self.trouble:
+            return
+        statuses = {trial_id: self.ledger.trial(trial_id).status() for trial_id in self._labels}
+        try:
+            for key, run in self._runs.items():
+                if not key.startswith("trial:"):
+                    mine = [
+                        statuses[trial_id]
+                        for trial_id, label in self._labels.items()
+                        if key in ("study", f"variant:{label['variant']}")
+                    ]
+                    self._client.set_terminated(run.info.run_id, _parent_status(mine))
+        except Exception as error:
+            self.trouble = f"{type(error).__name__}: {error}"
+
+    def _connect(self) -> None:
+        if self._client is not None:
+            return
+        os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
+        for noisy in ("alembic", "mlflow"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from mlflow.tracking import MlflowClient
+
+            client = MlflowClient(tracking_uri=self.uri)
+            name = self.study["study"]
+            experiment = client.get_experiment_by_name(name)
+            self._experiment = experiment.experiment_id if experiment else client.create_experiment(name)
+        token = None
+        while True:
+            page = client.search_runs([self._experiment], max_results=1000, page_token=token)
+            for run in page:
+                if key := run.data.tags.get("ablate.key"):
+                    self._runs[key] = run
+            token = page.token
+            if not token:
+                break
+        for key, run in self._runs.items():
+            if not key.startswith(("trial:", "superseded:")):
+                client.update_run(run.info.run_id, status="RUNNING")
+        self._client = client
+
+    def _run(self, key: str, name: str, parent: Any, tags: Mapping[str, str]) -> Any:
+        """The run with this key, made if there is none."""
+        if key not in self._runs:
+            all_tags = {"ablate.key": key, "ablate.study": self.study["study"], **tags}
+            if parent is not None:
+                all_tags["mlflow.parentRunId"] = parent.info.run_id
+            self._runs[key] = self._client.create_run(self._experiment, run_name=name, tags=all_tags)
+        return self._runs[key]
+
+    def _publish_trial(self, trial_id: str, record: Mapping[str, Any]) -> None:
+        label = self._labels[trial_id]
+        study = self._run("study", self.study["study"], None, {"ablate.level": "study"})
+        variant = self._run(
+            f"variant:{label['variant']}",
+            label["variant"],
+            study,
+            {"ablate.level": "variant", "ablate.variant": label["variant"]},
+        )
+        name = " ".join(
+            str(each) for each in (label["variant"], label["size"], f"seed {label['seed']}") if each
+        )
+        tags = {
+            "ablate.level": "trial",
+            "ablate.trial_id": trial_id,
+            "ablate.variant": label["variant"],
+            "ablate.size": str(label["size"]),
+            "ablate.seed": str(label["seed"]),
+            "ablate.status": record["status"],
+        }
+        mark = _hash(record)
+        run = self._run(f"trial:{trial_id}", name, variant, tags)
+        if run.data.tags.get("ablate.record") == mark:
+            return
+        if "ablate.record" in run.data.tags:  # the trial was run again: its parameters may not be changed
+            self._client.set_tag(run.info.run_id, "ablate.key", f"superseded:{trial_id}:{time.time_ns()}")
+            del self._runs[f"trial:{trial_id}"]
+            run = self._run(f"trial:{trial_id}", name, variant, tags)
+        self._log(run.info.run_id, trial_id, record)
+        self._client.set_terminated(run.info.run_id, STATUS[record["status"]])
+        self._client.set_tag(run.info.run_id, "ablate.record", mark)  # last: everything is there
+
+    def _log(self, run_id: str, trial_id: str, record: Mapping[str, Any]) -> None:
+        from mlflow.entities import Metric, Param
+
+        params = [
+            Param(path, str(value)[:6000])
+            for path, value in flatten(record.get("spec") or {})
+            if value is not None and value != ""
+        ]
+        stamp = int(record["ended"] * 1000)  # of the record: publishing again makes the same points
+        metrics = [
+            Metric(f"{row['split']}/{key}", value, stamp, row["step"])
+            for row in self.ledger.trial(trial_id).rows()
+            for key, value in row.items()
+            if key not in ("step", "tokens", "split") and _is_number(value)
+        ]
+        last = record.get("steps") or 0
+        summary = {**record["metrics"], **{key: record.get(key) for key in SUMMARY}}
+        metrics += [Metric(key, value, stamp, last) for key, value in summary.items() if _is_number(value)]
+        for start in range(0, len(params), BATCH_PARAMS):
+            self._client.log_batch(run_id, params=params[start : start + BATCH_PARAMS])
+        for start in range(0, len(metrics), BATCH_METRICS):
+            self._client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
+        for key in ("torch", "device", "gpu", "cpu", "git_commit"):
+            if value := (record.get("environment") or {}).get(key):
+                self._client.set_tag(run_id, f"ablate.{key}", str(value))
+        if record.get("error"):
+            self._client.set_tag(run_id, "ablate.error", str(record["error"])[:5000])
+
+
+SUMMARY = (
+    "params_total",
+    "params_non_embedding",
+    "flops_per_token",
+    "train_flops",
+    "tokens",
+    "tokens_per_s",
+    "wall_s",
+    "peak_memory_bytes",
+)
+
+
+class BackgroundMirror:
+    """The mirror on a thread of its own, so that no trial waits for MLflow's seconds of start-up."""
+
+    def __init__(self, mirror: Mirror):
+        self.mirror = mirror
+        self._waiting: queue.Queue[str | None] = queue.Queue()
+        self._thread: threading.Thread | None = None
+
+    def add(self, trial_id: str) -> None:
+        self._waiting.put(trial_id)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+
+    def close(self) -> str | None:
+        """Publish what is waiting; return what went wrong, if anything did."""
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join()
+        self.mirror.close()
+        return self.mirror.trouble
+
+    def _work(self) -> None:
+        ended = False
+        while not ended:
+            ids = [self._waiting.get()]
+            while not self._waiting.empty():
+                ids.append(self._waiting.get())
+            ended = None in ids
+            self.mirror.publish([each for each in ids if each is not None])
+
+
+def _parent_status(statuses: list[str]) -> str:
+    """KILLED when trials are still to come, as the driver ends; FAILED when one failed; else FINISHED."""
+    if any(status in ("pending", "running") for status in statuses):
+        return "KILLED"
+    return "FAILED" if "failed" in statuses else "FINISHED"
+
+
+def _hash(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

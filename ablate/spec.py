@@ -1,0 +1,399 @@
+"""What a trial is: frozen specifications, their plain-tree form, and their identity.
+
+A specification is made from a tree of plain values (what YAML and JSON hold) by `parse`, strictly: an unknown
+key, a wrong type or an impossible value raises `SpecError` with its path. `canonical` is what identity rests
+on: defaults dropped, keys sorted, each component with its version, data by content.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
+
+from ablate import registry
+from ablate.errors import SpecError, UserError, unknown
+from ablate.signatures import accept
+
+SUBLAYER = ("mixer", "channel")  # a sublayer is one or the other; their names do not clash
+FORMAT = 1  # raised when the meaning of a field changes: old ids are then never reused
+
+Tree = dict[str, Any]
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Component:
+    """A slot's choice: a registered name, and the options that differ from their defaults."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def get(self, option: str, otherwise: Any = None) -> Any:
+        return dict(self.options).get(option, otherwise)
+
+
+def slot(slots: str | tuple[str, ...], name: str) -> Any:
+    """A field that holds a component of the slot, `name` by default."""
+    return field(default=Component(name), metadata={"slot": slots})
+
+
+@dataclass(frozen=True)
+class ArchSpec:
+    """An architecture: sizes, the pattern of sublayers, and one component for each slot.
+
+    `order` is a string over the letters of `sublayers`; it is one *layer*, repeated `depth` times. `d_head` is
+    d_model / n_heads and `d_ff` is 4 d_model unless given. The defaults are GPT-2's shape with exact GELU.
+    """
+
+    d_model: int = 128
+    n_heads: int = 4
+    d_head: int | None = None
+    d_ff: int | None = None
+    depth: int = 4
+    order: str = "sf"
+    sublayers: tuple[tuple[str, Component], ...] = (
+        ("f", Component("ffn")),
+        ("s", Component("attention")),
+    )
+    bias: bool = True
+    embedding: Component = slot("embedding", "table")
+    position: Component = slot("position", "learned")
+    norm: Component = slot("norm", "layernorm")
+    residual: Component = slot("residual", "pre")
+    stack: Component = slot("stack", "plain")
+    sharing: Component = slot("sharing", "none")
+    init: Component = slot("init", "gpt2")
+    head: Component = slot("head", "softmax")
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_heads", "depth"):
+            _positive(self, name)
+        if not self.order:
+            raise SpecError(["order"], "is empty: a layer needs at least one sublayer")
+        letters = dict(self.sublayers)
+        for letter in self.order:
+            if letter not in letters:
+                raise SpecError(["order"], unknown("sublayer", letter, letters))
+        if self.d_head is None:
+            if self.d_model % self.n_heads:
+                raise SpecError(
+                    ["n_heads"],
+                    f"{self.n_heads} does not divide d_model {self.d_model}: choose one of "
+                    f"{_divisors(self.d_model)}, or give d_head",
+                )
+            object.__setattr__(self, "d_head", self.d_model // self.n_heads)
+        if self.d_ff is None:
+            object.__setattr__(self, "d_ff", 4 * self.d_model)
+        _positive(self, "d_head")
+        _positive(self, "d_ff")
+        used = tuple(sorted((letter, part) for letter, part in self.sublayers if letter in self.order))
+        object.__setattr__(self, "sublayers", used)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which text, how it is cut into tokens, and which part is held out.
+
+    One of `corpus` (embedded), `path` (a file or folder, or a mapping of split to file) and `hub` (a Hugging
+    Face data set) says where the text is; `column` names the text where there are columns. `content` is
+    the fingerprint of the text, filled in when the data is first looked at: identity rests on it, not on paths.
+    """
+
+    task: Component = slot("task", "lm")
+    corpus: str | None = None
+    path: str | tuple[tuple[str, str], ...] | None = field(default=None, metadata={"paths": True})
+    hub: str | None = None
+    hub_config: str | None = None
+    column: str = "text"
+    tokenizer: Component = slot("tokenizer", "bytes")
+    seq_len: int = 128
+    valid: float = 0.05
+    test: float = 0.05
+    content: str = ""
+
+    def __post_init__(self) -> None:
+        _positive(self, "seq_len")
+        given = [name for name in ("corpus", "path", "hub") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise SpecError([given[1]], f"the text comes from one place, but {' and '.join(given)} are given")
+        if not given:
+            object.__setattr__(self, "corpus", "kjv")
+        for name in ("valid", "test"):
+            if not 0 < getattr(self, name) < 0.5:
+                raise SpecError([name], f"{getattr(self, name)} must be a fraction between 0 and 0.5")
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """How a trial is trained. Lengths are in tokens; a step sees `batch_tokens` of them."""
+
+    tokens: int = 1_000_000
+    batch_tokens: int = 4096
+    accumulate: int = 1
+    optimizer: Component = slot("optimizer", "adamw")
+    lr: float = 1e-3
+    schedule: Component = slot("schedule", "cosine")
+    weight_decay: float = 0.1
+    clip: float | None = 1.0
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    precision: str = "auto"
+    eval_points: int = 12
+    eval_tokens: int = 8192
+    final_eval_tokens: int = 65536
+    diverge_above: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "tokens",
+            "batch_tokens",
+            "accumulate",
+            "eval_points",
+            "eval_tokens",
+            "final_eval_tokens",
+        ):
+            _positive(self, name)
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SpecError([name], f"{getattr(self, name)} must be at least 0 and below 1")
+        for name in ("weight_decay", "z_loss"):
+            if getattr(self, name) < 0:
+                raise SpecError([name], f"{getattr(self, name)} must not be negative")
+        for name in ("lr", "clip", "diverge_above"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SpecError([name], f"{value} must be positive")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise SpecError(["precision"], unknown("precision", self.precision, ("auto", "fp32", "bf16")))
+        if self.tokens < self.batch_tokens:
+            raise SpecError(["tokens"], f"{self.tokens} is less than one batch of {self.batch_tokens} tokens")
+
+    @property
+    def steps(self) -> int:
+        return round(self.tokens / self.batch_tokens)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a trial occupies while it runs. Not part of its identity."""
+
+    cpus: int = 1
+    gpus: float | None = None  # one where the driver sees a GPU, none elsewhere
+
+    def __post_init__(self) -> None:
+        _positive(self, "cpus")
+        if self.gpus is not None and self.gpus < 0:
+            raise SpecError(["gpus"], f"{self.gpus} must not be negative")
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One training run. Two specs with the same `trial_id` are the same experiment."""
+
+    arch: ArchSpec = field(default_factory=ArchSpec)
+    data: DataSpec = field(default_factory=DataSpec)
+    train: TrainSpec = field(default_factory=TrainSpec)
+    resources: Resources = field(default_factory=Resources)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.train.batch_tokens % (self.data.seq_len * self.train.accumulate):
+            unit = self.data.seq_len * self.train.accumulate
+            below = max(1, self.train.batch_tokens // unit) * unit
+            raise SpecError(
+                ["train", "batch_tokens"],
+                f"{self.train.batch_tokens} is not a multiple of seq_len {self.data.seq_len}"
+                + (f" x accumulate {self.train.accumulate}" if self.train.accumulate > 1 else "")
+                + f": try {below} or {below + unit}",
+            )
+
+    @property
+    def trial_id(self) -> str:
+        return digest(canonical(self))
+
+    @property
+    def group_id(self) -> str:
+        """The id without the seed: replicates share it."""
+        return digest({key: value for key, value in canonical(self).items() if key != "seed"})
+
+
+SECTIONS: dict[str, type] = {
+    "arch": ArchSpec,
+    "data": DataSpec,
+    "train": TrainSpec,
+    "resources": Resources,
+}
+UNHASHED = {"data": {"corpus", "path", "hub", "hub_config", "column"}}  # `content` stands for them
+
+
+def parse(cls: type[S], tree: Any, path: tuple[str, ...] = ()) -> S:
+    """A specification of type `cls` from a plain tree. Raises `SpecError` at the first thing it cannot hold."""
+    if not isinstance(tree, Mapping):
+        raise SpecError(path, f"{tree!r} must be a mapping")
+    known = {each.name: each for each in fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key not in known:
+            raise SpecError((*path, str(key)), unknown("key", key, known))
+        values[key] = _parse_field(known[key], value, (*path, key))
+    try:
+        return cls(**values)
+    except SpecError as error:
+        raise SpecError((*path, *error.path), error.problem) from None
+
+
+def _parse_field(spec_field: Any, value: Any, path: tuple[str, ...]) -> Any:
+    if spec_field.name in SECTIONS and path == (spec_field.name,):
+        return parse(SECTIONS[spec_field.name], value, path)
+    if slots := spec_field.metadata.get("slot"):
+        return parse_component(slots, value, path)
+    if spec_field.name == "sublayers":
+        return _parse_sublayers(value, path)
+    if spec_field.metadata.get("paths") and isinstance(value, Mapping):
+        return _parse_paths(value, path)
+    try:
+        return accept(ast.parse(_type_of(spec_field), mode="eval").body, value)
+    except ValueError as error:
+        raise SpecError(path, str(error)) from None
+
+
+def _type_of(spec_field: Any) -> str:
+    return "str | None" if spec_field.metadata.get("paths") else str(spec_field.type)
+
+
+def _parse_sublayers(value: Any, path: tuple[str, ...]) -> tuple[tuple[str, Component], ...]:
+    if not isinstance(value, Mapping):
+        raise SpecError(
+            path, f"{value!r} must be a mapping of letters to sublayers, as {{s: attention, f: ffn}}"
+        )
+    letters = dict(ArchSpec.sublayers)
+    for letter, part in value.items():
+        if not (isinstance(letter, str) and len(letter) == 1 and letter.isalpha()):
+            raise SpecError((*path, str(letter)), f"{letter!r} must be a single letter")
+        letters[letter] = parse_component(SUBLAYER, part, (*path, letter))
+    return tuple(sorted(letters.items()))
+
+
+def _parse_paths(value: Mapping[str, Any], path: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    for split, file in value.items():
+        if split not in ("train", "valid", "test"):
+            raise SpecError((*path, str(split)), unknown("split", split, ("train", "valid", "test")))
+        if not isinstance(file, str):
+            raise SpecError((*path, split), f"{file!r} must be a path")
+    for split in ("train", "valid", "test"):
+        if split not in value:
+            raise SpecError(path, f"has no {split!r} file: give train, valid and test, or one path for all")
+    return tuple(sorted(value.items()))
+
+
+def parse_component(slots: str | tuple[str, ...], value: Any, path: tuple[str, ...]) -> Component:
+    """A component from its name, or from `{name: ..., option: ...}`; options equal to their default are dropped."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        what = slots if isinstance(slots, str) else " or ".join(slots)
+        raise SpecError(path, f"{value!r} must be the name of a {what}, or {{name: ..., option: ...}}")
+    try:
+        entry = registry.find(slots, value["name"])
+    except UserError as error:
+        raise SpecError(path, str(error)) from None
+    options = {option.name: option for option in entry.options}
+    given = []
+    for key, each in value.items():
+        if key == "name":
+            continue
+        if key not in options:
+            problem = unknown(f"option of {entry.slot} {entry.name!r}", key, options)
+            raise SpecError((*path, str(key)), problem if options else f"{entry.name!r} takes no options")
+        try:
+            each = options[key].accept(each)
+        except ValueError as error:
+            raise SpecError((*path, key), str(error)) from None
+        if each != options[key].default:
+            given.append((key, tuple(each) if isinstance(each, list) else each))
+    return Component(entry.name, tuple(sorted(given)))
+
+
+def to_tree(spec: Any) -> Any:
+    """The plain-tree form of a specification, every field written out; `parse` reads it back."""
+    if isinstance(spec, Component):
+        return {"name": spec.name, **{key: to_tree(value) for key, value in spec.options}}
+    if is_dataclass(spec):
+        tree = {each.name: to_tree(getattr(spec, each.name)) for each in fields(spec)}
+        if isinstance(spec, ArchSpec):
+            tree["sublayers"] = {letter: to_tree(part) for letter, part in spec.sublayers}
+        if isinstance(spec, DataSpec) and isinstance(spec.path, tuple):
+            tree["path"] = dict(spec.path)
+        return tree
+    return list(spec) if isinstance(spec, tuple) else spec
+
+
+def canonical(spec: TrialSpec) -> Tree:
+    """What identity rests on. Resources and the places where data lies are left out."""
+    if not spec.data.content or spec.train.precision == "auto":
+        raise ValueError("a trial has no identity before its data and precision are resolved")
+    tree: Tree = {"format": FORMAT, "seed": spec.seed}
+    for name in ("arch", "data", "train"):
+        section = getattr(spec, name)
+        tree[name] = {
+            each.name: _canonical_value(each, getattr(section, each.name))
+            for each in fields(section)
+            if each.name not in UNHASHED.get(name, ())
+            and (each.metadata.get("slot") or getattr(section, each.name) != each.default)
+        }
+    tree["arch"]["sublayers"] = {
+        letter: canonical_component(SUBLAYER, part) for letter, part in spec.arch.sublayers
+    }
+    return tree
+
+
+def canonical_arch(arch: ArchSpec) -> Tree:
+    """The architecture's part of the identity."""
+    data, train = DataSpec(content="-"), TrainSpec(precision="fp32")
+    return dict(canonical(TrialSpec(arch, data, train))["arch"])
+
+
+def _canonical_value(spec_field: Any, value: Any) -> Any:
+    if slots := spec_field.metadata.get("slot"):
+        return canonical_component(slots, value)
+    return value
+
+
+def canonical_component(slots: str | tuple[str, ...], component: Component) -> Tree:
+    """An option called `path` says where something lies, not what it is: `content` stands for it."""
+    options = {key: value for key, value in component.options if key != "path"}
+    return {**registry.find(slots, component.name).identity, **options}
+
+
+def registry_slot(sublayer: Component) -> str:
+    """mixer or channel."""
+    return registry.find(SUBLAYER, sublayer.name).slot
+
+
+def digest(tree: Any) -> str:
+    """Twelve hexadecimal digits that stand for a plain tree."""
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def flatten(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a plain tree with their dotted paths."""
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from flatten(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, tree
+
+
+def _positive(spec: Any, name: str) -> None:
+    if getattr(spec, name) < 1:
+        raise SpecError([name], f"{getattr(spec, name)} must be at least 1")
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(each) for each in range(1, number + 1) if number % each == 0)

@@ -1,0 +1,1 @@
+"""Training one trial: objective, optimizer, schedule, evaluation, checkpoint."""

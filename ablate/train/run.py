@@ -1,0 +1,143 @@
+"""One training run in memory: model, optimizer, schedule, and the step. Files are `trial.py`'s business."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ablate import registry
+from ablate.spec import TrialSpec
+from ablate.tasks.base import Task
+from ablate.train.checkpoint import State
+from ablate.train.optim import decay_groups
+
+CHECK_EVERY = 10  # steps between looks at the loss: a fixed grid, so that a divergence has one step
+_MIX = 0x9E3779B97F4A7C15  # odd constant that spreads (seed, step) over 64 bits
+
+
+class Diverged(Exception):
+    """The loss is not finite, or above the stated multiple of the first one."""
+
+
+class TrainingRun:
+    """A trial's state between steps. `state()` and `restore()` carry all of it, bit for bit."""
+
+    def __init__(self, spec: TrialSpec, device: torch.device, cache: Path):
+        self.spec = spec
+        self.device = device
+        self.task: Task = registry.make("task", spec.data.task)
+        self.task.open(spec.data, cache)
+        train = spec.train
+        self.steps = train.steps
+        self.model: nn.Module = self.task.build(spec.arch, spec.seed, train.dropout).to(device)
+        self.parameters = list(self.model.parameters())
+        self.schedule = registry.make("schedule", train.schedule)
+        self.optimizer: torch.optim.Optimizer = registry.make("optimizer", train.optimizer).build(
+            decay_groups(self.model, train.weight_decay), train.lr
+        )
+        self.batches = self.task.batches(train.batch_tokens, spec.seed)
+        self.eval_steps = evaluation_steps(self.steps, train.eval_points)
+        self.step = 0
+        self.first_loss = math.nan
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # since the last row
+        self.norm_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.summed = 0
+
+    def train_step(self) -> None:
+        """One optimizer step. Its batch and its dropout depend on (seed, step) alone.
+
+        Raises `Diverged`, on a fixed grid of steps.
+        """
+        train = self.spec.train
+        torch.manual_seed((self.spec.seed * 0x100000001 + self.step) * _MIX % 2**63)
+        rate = train.lr * self.schedule.factor(self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        batch = self.batches[self.step].to(self.device, non_blocking=True)
+        nll = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in batch.chunk(train.accumulate):
+            with self.autocast():
+                objective, part_nll = self.task.objective(self.model, part, train)
+            (objective / train.accumulate).backward()
+            nll += part_nll / train.accumulate
+        limit = train.clip if train.clip is not None else math.inf
+        self.norm_sum += torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        self.optimizer.step()
+        self.loss_sum += nll
+        self.summed += 1
+        if self.step == 0:
+            self.first_loss = nll.item()
+        self.step += 1
+        if self.step % CHECK_EVERY == 0 or self.step == self.steps:
+            self._check(nll.item())
+
+    def _check(self, loss: float) -> None:
+        bound = self.spec.train.diverge_above * self.first_loss
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} at step {self.step}")
+        if loss > bound:
+            raise Diverged(
+                f"the loss {loss:.3f} at step {self.step} is above {self.spec.train.diverge_above:g} x "
+                f"the first, {self.first_loss:.3f}"
+            )
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.spec.train.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    @torch.no_grad()
+    def evaluate(self, split: str, at_most: int) -> float:
+        """The mean loss in nats on a split's fixed sample, in evaluation mode."""
+        self.model.eval()
+        sample = self.task.held_out(split, at_most)
+        size = max(1, self.spec.train.batch_tokens // self.spec.data.seq_len // self.spec.train.accumulate)
+        total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        for batch in sample.split(size):
+            with self.autocast():
+                loss, n = self.task.loss_sum(self.model, batch.to(self.device))
+            total += loss
+            count += n
+        return total.item() / count
+
+    def take_means(self) -> tuple[float, float]:
+        """Mean training loss and gradient norm since the last call."""
+        means = self.loss_sum.item() / self.summed, self.norm_sum.item() / self.summed
+        self.loss_sum.zero_()
+        self.norm_sum.zero_()
+        self.summed = 0
+        return means
+
+    def state(self) -> State:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "first_loss": self.first_loss,
+            "loss_sum": self.loss_sum,
+            "norm_sum": self.norm_sum,
+            "summed": self.summed,
+        }
+
+    def restore(self, state: State) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.first_loss = state["first_loss"]
+        self.loss_sum = state["loss_sum"].to(self.device)
+        self.norm_sum = state["norm_sum"].to(self.device)
+        self.summed = state["summed"]
+
+
+def evaluation_steps(steps: int, points: int) -> frozenset[int]:
+    """The steps after which a trial is evaluated: 0, then about `points` spaced logarithmically up to the last."""
+    first = max(1.0, steps / 100)
+    return frozenset({0, steps, *(round(each) for each in np.geomspace(min(first, steps), steps, points))})

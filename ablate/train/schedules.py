@@ -1,0 +1,119 @@
+"""Learning-rate schedules: the factor on `train.lr` at step s of S, s = 0..S-1.
+
+`warmup` (and a decay's length) is a fraction of the run below 1, a number of steps from 1 on. During warm-up
+the factor rises linearly, (s + 1) / warmup.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from ablate.registry import register
+
+
+class Schedule:
+    """A factor for every step."""
+
+    def __init__(self, *, warmup: float = 0.0):
+        self.warmup = warmup
+
+    def factor(self, step: int, steps: int) -> float:
+        """Warm-up, then `after`."""
+        warm = length(self.warmup, steps)
+        return (step + 1) / warm if step < warm else self.after(step, warm, steps)
+
+    def after(self, step: int, warm: int, steps: int) -> float:
+        raise NotImplementedError
+
+
+def length(value: float, steps: int) -> int:
+    """Steps that `value` stands for, at most the whole run."""
+    return min(steps, round(value * steps) if value < 1 else round(value))
+
+
+@register("schedule", "constant", paper="the absence of decay; Porian et al. 2024, arXiv:2406.19146")
+class Constant(Schedule):
+    """1."""
+
+    def after(self, step: int, warm: int, steps: int) -> float:
+        return 1.0
+
+
+@register("schedule", "cosine", paper="Loshchilov and Hutter 2017, arXiv:1608.03983; Hoffmann et al. 2022")
+class Cosine(Schedule):
+    """final + (1 - final) (1 + cos(pi p)) / 2, p the part of the run after warm-up that is done.
+
+    The last step is at `final`.
+    """
+
+    def __init__(self, *, warmup: float = 0.05, final: float = 0.1):
+        super().__init__(warmup=warmup)
+        self.final = final
+
+    def after(self, step: int, warm: int, steps: int) -> float:
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * _progress(step, warm, steps))) / 2
+
+
+@register("schedule", "linear", paper="Devlin et al. 2019 (BERT), arXiv:1810.04805, appendix A.2")
+class LinearDecay(Schedule):
+    """1 - (1 - final) p, p the part of the run after warm-up that is done."""
+
+    def __init__(self, *, warmup: float = 0.05, final: float = 0.0):
+        super().__init__(warmup=warmup)
+        self.final = final
+
+    def after(self, step: int, warm: int, steps: int) -> float:
+        return 1 - (1 - self.final) * _progress(step, warm, steps)
+
+
+@register("schedule", "inverse_sqrt", paper="Vaswani et al. 2017, arXiv:1706.03762, equation 3")
+class InverseSqrt(Schedule):
+    """sqrt(warmup / (s + 1)) after a linear warm-up.
+
+    Differs from the paper: normalised to 1 at the end of warm-up, so that `train.lr` is the peak.
+    """
+
+    def __init__(self, *, warmup: float = 0.1):
+        super().__init__(warmup=warmup)
+
+    def after(self, step: int, warm: int, steps: int) -> float:
+        return math.sqrt(max(1, warm) / (step + 1))
+
+
+@register(
+    "schedule",
+    "wsd",
+    paper="Hu et al. 2024 (MiniCPM), arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392",
+)
+class WarmupStableDecay(Schedule):
+    """Warm-up, constant, then a decay to `final` over the last `decay` of the run.
+
+    With q the part of the decay that is done: `linear` 1 - q, `sqrt` 1 - sqrt(q), scaled to end at `final`.
+    """
+
+    def __init__(
+        self,
+        *,
+        warmup: float = 0.05,
+        decay: float = 0.2,
+        shape: Literal["linear", "sqrt"] = "sqrt",
+        final: float = 0.0,
+    ):
+        super().__init__(warmup=warmup)
+        self.decay = decay
+        self.shape = shape
+        self.final = final
+
+    def after(self, step: int, warm: int, steps: int) -> float:
+        begin = max(warm, steps - length(self.decay, steps))
+        if step < begin:
+            return 1.0
+        done = _progress(step, begin, steps)
+        left = 1 - (math.sqrt(done) if self.shape == "sqrt" else done)
+        return self.final + (1 - self.final) * left
+
+
+def _progress(step: int, begin: int, steps: int) -> float:
+    """0 at `begin`, 1 at the last step."""
+    return (step - begin) / max(1, steps - 1 - begin)

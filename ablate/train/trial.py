@@ -1,0 +1,316 @@
+"""One trial from its specification to its record: the core that every executor runs.
+
+`run_trial` is a generator so that an executor can report progress, and stop a trial by closing it. It knows of
+no executor and no tracker. A trial that was killed goes on from its last checkpoint with the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import traceback
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ablate import registry
+from ablate.cost import Cost, CostBook
+from ablate.errors import UserError
+from ablate.run.environment import environment, peak_memory_bytes
+from ablate.run.files import append_json, read_json, write_json
+from ablate.run.ledger import Ledger, TrialFolder
+from ablate.spec import TrialSpec, parse, to_tree
+from ablate.train import checkpoint
+from ablate.train.run import Diverged, TrainingRun
+
+CHECKPOINT_SHARE = 0.02  # at most this part of a trial's time goes into checkpoints
+
+Progress = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told: which trial of which results folder, where, with which plugins."""
+
+    trial_id: str
+    results: str
+    device: str = "cpu"
+    threads: int = 1
+    checkpoint_every_s: float = 15.0
+    progress_every_s: float = 0.5
+    plugins: dict[str, str] = field(default_factory=dict)  # path -> hash of its syntax tree
+
+
+def run_trial(job: Job) -> Generator[Progress, None, None]:
+    """Train one trial to its end, yielding progress; the last item has its `status`.
+
+    What goes wrong inside the trial ends it as `failed` with its traceback; the executor only sees a trial that
+    ended. Anything that kills the process leaves it to be resumed.
+    """
+    ledger = Ledger(Path(job.results))
+    folder = ledger.trial(job.trial_id)
+    with folder.locked():
+        if (record := folder.record()) is not None:  # ended since this job was planned
+            yield {"id": job.trial_id, "status": record["status"], "loss": record["metrics"]["loss"]}
+            return
+        # what goes wrong up to here is not the trial's fault, and leaves no record
+        device = prepare_process(job)
+        spec = read_spec(folder)
+        if spec.trial_id != job.trial_id:
+            raise UserError(f"{folder.spec} says trial {spec.trial_id}, not {job.trial_id}")
+        started = time.perf_counter()
+        try:
+            yield from _train(job, spec, folder, device, ledger.cache)
+        except (Exception, MemoryError) as error:
+            if isinstance(error, OSError):
+                raise  # a full or read-only disk says nothing about the trial
+            record = _failure(job, folder, error, time.perf_counter() - started)
+            folder.commit(record)
+            folder.note("end", status="failed")
+            yield {"id": job.trial_id, "status": "failed", "loss": None, "error": record["error"]}
+
+
+def read_spec(folder: TrialFolder) -> TrialSpec:
+    """The specification in a trial's folder."""
+    tree = read_json(folder.spec)
+    if tree is None:
+        raise UserError(f"{folder.spec} is missing or not whole")
+    return parse(TrialSpec, tree)
+
+
+def prepare_process(job: Job) -> torch.device:
+    """Settings that a trial's numbers depend on, made anew for every trial: nothing of the one before is left."""
+    torch.set_num_threads(job.threads)
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    device = torch.device(job.device)
+    torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.cuda.reset_peak_memory_stats(device)
+    for file, code in job.plugins.items():
+        for entry in registry.add_plugin(Path(file)):
+            if entry.code != code:
+                raise UserError(f"plugin {file} changed since the study was planned: run the command again")
+    return device
+
+
+def _train(
+    job: Job, spec: TrialSpec, folder: TrialFolder, device: torch.device, cache: Path
+) -> Iterator[Progress]:
+    trial = Trial(job, spec, folder, device, cache)
+    try:
+        while trial.run.step < trial.run.steps:
+            yield from trial.until_evaluation()
+    except GeneratorExit:  # asked to stop: nothing of what was done is lost
+        trial.save()
+        folder.note("stop", step=trial.run.step)
+        raise
+    except Diverged as reason:
+        record = trial.finish("diverged", str(reason))
+    else:
+        record = trial.finish("finished")
+    folder.note("end", status=record["status"])
+    yield {**trial.progress(), "status": record["status"], "loss": record["metrics"]["loss"]}
+
+
+class Trial:
+    """A training run and its files."""
+
+    def __init__(self, job: Job, spec: TrialSpec, folder: TrialFolder, device: torch.device, cache: Path):
+        self.job, self.spec, self.folder, self.device = job, spec, folder, device
+        self.run = TrainingRun(spec, device, cache)
+        self.cost: Cost = CostBook(cache / "cost").cost(spec.arch, self.run.task.vocab, self.run.task.max_len)
+        self.train_s = 0.0
+        self.wall_before_s = 0.0
+        self.began = time.perf_counter()
+        self.saved = self.segment = self.began
+        self.checkpoint_every_s = job.checkpoint_every_s
+        self.last_loss: float | None = None
+        self._resume()
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint, with the curve cut back to it; or begin."""
+        state = checkpoint.load(self.folder.checkpoint)
+        if state is not None:
+            size = self.folder.metrics.stat().st_size if self.folder.metrics.exists() else 0
+            if size >= state["metrics_bytes"]:
+                self.run.restore(state)
+                self.train_s, self.wall_before_s = state["train_s"], state["wall_s"]
+                self.last_loss = state["last_loss"]
+                os.truncate(self.folder.metrics, state["metrics_bytes"])
+                self.folder.note("resume", step=self.run.step)
+                return
+        self.folder.metrics.write_bytes(b"")
+        self.folder.note("start", step=0)
+        self._evaluate()
+
+    def until_evaluation(self) -> Iterator[Progress]:
+        """Train up to the next evaluation, and evaluate."""
+        run = self.run
+        self.segment = shown = time.perf_counter()
+        while True:
+            run.train_step()
+            now = time.perf_counter()
+            if run.step in run.eval_steps or run.step == run.steps:
+                break
+            if now - shown > self.job.progress_every_s:
+                shown = now
+                yield self.progress()
+            if now - self.saved > self.checkpoint_every_s:
+                self.save()
+        loss, norm = run.take_means()  # waits for the device
+        self._clock()
+        self._row("batch", loss, grad_norm=norm)
+        self._evaluate()
+        yield self.progress()
+
+    def _evaluate(self) -> None:
+        train, last = self.spec.train, self.run.step == self.run.steps
+        for split in self.run.task.splits if last else ("valid", "train"):
+            loss = self.run.evaluate(split, train.final_eval_tokens if last else train.eval_tokens)
+            self._row(split, loss, **self.run.task.derived(loss, split))
+            if split == "valid":
+                self.last_loss = loss
+
+    def _row(self, split: str, loss: float, **others: float) -> None:
+        step = self.run.step
+        row = {
+            "step": step,
+            "tokens": step * self.spec.train.batch_tokens,
+            "split": split,
+            "loss": loss,
+            **others,
+        }
+        append_json(self.folder.metrics, {key: _finite(value) for key, value in row.items()})
+
+    def save(self) -> None:
+        """Write a checkpoint, and space the next ones so that writing them stays a small part of the time."""
+        self._clock()
+        begun = time.perf_counter()
+        with open(self.folder.metrics, "rb") as stream:
+            os.fsync(stream.fileno())
+        extra = {
+            "metrics_bytes": self.folder.metrics.stat().st_size,
+            "train_s": self.train_s,
+            "wall_s": self.wall_s(),
+            "last_loss": self.last_loss,
+        }
+        checkpoint.save(self.folder.checkpoint, self.run.state() | extra)
+        self.saved = self.segment = time.perf_counter()
+        cost = self.saved - begun
+        self.checkpoint_every_s = max(self.job.checkpoint_every_s, cost / CHECKPOINT_SHARE)
+
+    def _clock(self) -> None:
+        """Count the time since the segment began as training time."""
+        now = time.perf_counter()
+        self.train_s += now - self.segment
+        self.segment = now
+
+    def wall_s(self) -> float:
+        return self.wall_before_s + time.perf_counter() - self.began
+
+    def progress(self) -> Progress:
+        tokens = self.run.step * self.spec.train.batch_tokens
+        return {
+            "id": self.job.trial_id,
+            "step": self.run.step,
+            "steps": self.run.steps,
+            "tokens": tokens,
+            "loss": self.last_loss,
+        }
+
+    def finish(self, status: str, reason: str | None = None) -> dict[str, Any]:
+        """Keep the final weights, commit the record, and only then let go of the checkpoint."""
+        if status == "diverged":
+            self._row("batch", float("nan"))
+        checkpoint.save(self.folder.weights, {"model": self.run.model.state_dict(), "step": self.run.step})
+        record = self._record(status, reason)
+        self.folder.commit(record)
+        self.folder.checkpoint.unlink(missing_ok=True)
+        return record
+
+    def _record(self, status: str, reason: str | None) -> dict[str, Any]:
+        spec, run, cost = self.spec, self.run, self.cost
+        tokens = run.step * spec.train.batch_tokens
+        return {
+            "id": spec.trial_id,
+            "group_id": spec.group_id,
+            "status": status,
+            "error": reason,
+            "spec": to_tree(spec),
+            "metrics": final_metrics(self.folder, status),
+            "params_total": cost.params_total,
+            "params_non_embedding": cost.params_non_embedding,
+            "params_active": cost.params_active,
+            "params_by_slot": cost.params_by_slot,
+            "flops_per_token": cost.flops_forward,
+            "flops_per_token_backward": cost.flops_backward,
+            "flops_per_token_algorithmic": cost.flops_algorithmic,
+            "train_flops": cost.flops_train * tokens,
+            "train_flops_6nd": cost.flops_6n * tokens,
+            "tokens": tokens,
+            "steps": run.step,
+            "epochs": tokens / run.task.facts()["train_tokens"],
+            "data": run.task.facts(),
+            "tokens_per_s": tokens / self.train_s if self.train_s else None,
+            "wall_s": self.wall_s(),
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "environment": environment(self.device),
+            "ended": time.time(),
+        }
+
+
+def final_metrics(folder: TrialFolder, status: str) -> dict[str, Any]:
+    """The last evaluation: `loss` and what follows from it on validation data, and the other splits' losses.
+
+    A trial that did not finish has no final loss; what it last reached is `last_loss`.
+    """
+    last: dict[str, dict[str, Any]] = {row["split"]: row for row in folder.rows()}
+    valid = last.get("valid", {})
+    if status != "finished":
+        return {"loss": None, "last_loss": valid.get("loss")}
+    metrics = {key: value for key, value in valid.items() if key not in ("step", "tokens", "split")}
+    metrics["train_loss"] = last["train"]["loss"]
+    metrics["test_loss"] = last["test"]["loss"]
+    metrics["generalisation_gap"] = metrics["loss"] - metrics["train_loss"]
+    return metrics
+
+
+def _failure(job: Job, folder: TrialFolder, error: BaseException, wall_s: float) -> dict[str, Any]:
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    kind = "out of memory" if memory else type(error).__name__
+    return {
+        "id": job.trial_id,
+        "group_id": None,
+        "status": "failed",
+        "error": f"{kind}: {error}" if str(error) else kind,
+        "traceback": None if isinstance(error, UserError) else "".join(traceback.format_exception(error)),
+        "spec": read_json(folder.spec),
+        "metrics": final_metrics(folder, "failed"),
+        "params_total": None,
+        "flops_per_token": None,
+        "train_flops": None,
+        "tokens": None,
+        "tokens_per_s": None,
+        "wall_s": wall_s,
+        "environment": environment(torch.device(job.device)),
+        "ended": time.time(),
+    }
+
+
+def plan_trial(ledger: Ledger, spec: TrialSpec) -> TrialFolder:
+    """Write what is asked of a trial, if it was not yet."""
+    folder = ledger.trial(spec.trial_id)
+    if read_json(folder.spec) is None:
+        write_json(folder.spec, to_tree(spec))
+    return folder
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a number that is not finite is written as null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

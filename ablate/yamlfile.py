@@ -1,0 +1,132 @@
+"""YAML with line numbers, the scalars of YAML 1.2 (1e-3 is a number, `on` is text), and no duplicate keys."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ablate.errors import UserError
+
+INT = re.compile(r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+")
+FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
+SPECIAL = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", "+.inf", ".Inf"), float("inf")),
+    "-.inf": float("-inf"),
+    ".nan": float("nan"),
+}
+
+Path_ = tuple[str, ...]
+
+
+@dataclass
+class Document:
+    """The value of a YAML file, and the line of every key and item in it."""
+
+    file: Path
+    text: str
+    value: Any = None
+    lines: dict[Path_, int] = field(default_factory=dict)
+    overridden: set[Path_] = field(default_factory=set)  # given on the command line
+
+    def error(self, path: Path_, problem: str) -> UserError:
+        """`file:line: dotted.path: problem`, at the nearest place that the file has."""
+        for depth in range(len(path), 0, -1):
+            if path[:depth] in self.overridden:
+                return UserError(f"--set {'.'.join(path)}: {problem}")
+        known = path
+        while known and known not in self.lines:
+            known = known[:-1]
+        line = self.lines.get(known, 1)
+        where = ".".join(path)
+        return UserError(f"{self.file}:{line}: {where + ': ' if where else ''}{problem}")
+
+
+def read_yaml(file: Path) -> Document:
+    """Read one file. Raises `UserError` with the file and line for what is not YAML, or is ambiguous."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"{file} is a folder, not a file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not a UTF-8 text file") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    return parse_yaml(text, file)
+
+
+def parse_yaml(text: str, file: Path) -> Document:
+    """The same, from text."""
+    document = Document(file, text)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            document.value = _value(node, (), document, ())
+    except yaml.MarkedYAMLError as error:
+        line = (
+            (error.problem_mark or error.context_mark).line + 1
+            if error.problem_mark or error.context_mark
+            else 1
+        )
+        raise UserError(f"{file}:{line}: not YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not YAML: {error}") from None
+    return document
+
+
+def parse_scalar(text: str) -> Any:
+    """A value as it would read in a YAML file: `3`, `1e-3`, `[1, 2]`, `{name: rope}`."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        return None if node is None else _value(node, (), Document(Path("--set"), text), ())
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--set: {text!r} is not a YAML value: {str(error).splitlines()[0]}") from None
+
+
+def _value(node: yaml.Node, path: Path_, document: Document, above: tuple[int, ...]) -> Any:
+    document.lines.setdefault(path, node.start_mark.line + 1)
+    if id(node) in above:
+        raise UserError(f"{document.file}:{node.start_mark.line + 1}: an alias contains itself")
+    above = (*above, id(node))
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, (*path, str(i)), document, above) for i, item in enumerate(node.value)]
+    assert isinstance(node, yaml.MappingNode)
+    out: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise UserError(f"{document.file}:{line}: a key must be plain text")
+        key = key_node.value
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            raise UserError(f"{document.file}:{line}: merge keys (<<) are not supported: write the keys out")
+        if key in out:
+            first = document.lines[(*path, key)]
+            raise UserError(
+                f"{document.file}:{line}: {'.'.join((*path, key))}: given twice, first in line {first}"
+            )
+        document.lines[(*path, key)] = line
+        out[key] = _value(value_node, (*path, key), document, above)
+    return out
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    text = node.value
+    if node.style in ("'", '"', "|", ">"):
+        return text
+    if text in SPECIAL:
+        return SPECIAL[text]
+    if INT.fullmatch(text):
+        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+    if FLOAT.fullmatch(text):
+        return float(text)
+    return text

@@ -1,0 +1,63 @@
+"""The one definition of the table of trials: the name, type, unit and meaning of every column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """`where` is the path of the value in a trial's record; empty for labels, which the study gives."""
+
+    name: str
+    dtype: str
+    unit: str
+    meaning: str
+    where: str = ""
+
+
+COLUMNS = (
+    Column("trial_id", "string", "", "hash of what was asked"),
+    Column("group_id", "string", "", "the same without the seed: replicates share it"),
+    Column("variant", "string", "", "row of the comparison"),
+    Column("size", "string", "", "label of the size"),
+    Column("axes", "string", "", "label of the other settings that are crossed"),
+    Column("budget", "string", "", "label of the training budget"),
+    Column("seed", "Int64", "", "of initialisation, data order and dropout"),
+    Column(
+        "status", "string", "", "finished | diverged | failed | stopped; pending when there is no record yet"
+    ),
+    Column("loss", "float64", "nats/token", "final validation loss; missing unless finished", "metrics.loss"),
+    Column("early_loss", "float64", "nats/token", "validation loss nearest to 1/8 of the budget"),
+    Column("bits_per_byte", "float64", "bits", "loss by the bytes of raw text", "metrics.bits_per_byte"),
+    Column("perplexity", "float64", "", "exp(loss)", "metrics.perplexity"),
+    Column(
+        "train_loss", "float64", "nats/token", "on a fixed training sample, at the end", "metrics.train_loss"
+    ),
+    Column("test_loss", "float64", "nats/token", "on the test split, at the end", "metrics.test_loss"),
+    Column("generalisation_gap", "float64", "nats/token", "loss - train_loss", "metrics.generalisation_gap"),
+    Column("params_total", "float64", "", "all parameters", "params_total"),
+    Column(
+        "params_non_embedding", "float64", "", "without embedding, position and head", "params_non_embedding"
+    ),
+    Column("flops_per_token", "float64", "FLOP", "forward, executed, per token", "flops_per_token"),
+    Column("train_flops", "float64", "FLOP", "forward and backward over all tokens", "train_flops"),
+    Column("train_flops_6nd", "float64", "FLOP", "6 N D, N non-embedding", "train_flops_6nd"),
+    Column("tokens", "float64", "tokens", "trained on", "tokens"),
+    Column("epochs", "float64", "", "how often the training split was seen", "epochs"),
+    Column(
+        "tokens_per_s", "float64", "tokens/s", "training throughput, evaluation not counted", "tokens_per_s"
+    ),
+    Column("wall_s", "float64", "s", "from start to end, all attempts", "wall_s"),
+    Column("peak_memory_bytes", "float64", "bytes", "most memory used", "peak_memory_bytes"),
+    Column("precision", "string", "", "fp32 | bf16", "spec.train.precision"),
+    Column("device", "string", "", "cpu | cuda", "environment.device"),
+    Column("hardware", "string", "", "model of the GPU, else of the CPU"),
+    Column("torch", "string", "", "version", "environment.torch"),
+    Column("git_commit", "string", "", "of the harness", "environment.git_commit"),
+    Column("error", "string", "", "why a trial failed or diverged", "error"),
+)
+BY_NAME = {column.name: column for column in COLUMNS}
+LABELS = ("variant", "size", "axes", "budget")
+CELL = ("size", "axes", "budget")  # what a variant is compared within
+EARLY = 1 / 8  # of the budget, as the early loss of Narang et al. 2021, section 3.2

@@ -1,0 +1,171 @@
+"""Puts a study's report together from the ledger's records: computed elsewhere, written here."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from analysis import plots
+from analysis.columns import CELL
+from analysis.fit import fit_variants
+from analysis.report.words import cell_rows, fit_rows, summary_lines, verdict_rows
+from analysis.table import finished, read_study, study_curves, study_table
+from analysis.tables import comparison_table, mixed_environments, overall_table
+
+WIDTH_IN = 7.2
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a report was written, and what it says in a few lines."""
+
+    html: Path
+    markdown: Path
+    summary: str
+
+
+def write_report(results: Path, study: str) -> Report:
+    """Write `results/studies/<study>/report/`: report.html, report.md, figures as SVG, tables as CSV.
+
+    A pure function of the records: the same for any executor and any history of crashes. Raises `TableError`.
+    """
+    folder = Path(results) / "studies" / study / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = read_study(results, study)
+    table = study_table(results, study)
+    cells = comparison_table(table, facts["baseline"])
+    overall = overall_table(table, facts["baseline"])
+    fits = fit_variants(finished(table)) if len(finished(table)) else pd.DataFrame(columns=["variant"])
+    figures = _figures(table, cells, fits, study_curves(results, study), facts)
+    for name, figure in figures.items():
+        (folder / f"{name}.svg").write_bytes(figure["svg"])
+    table.to_csv(folder / "trials.csv", index=False)
+    cells.to_csv(folder / "comparison.csv", index=False)
+    fits.drop(columns=["law"], errors="ignore").to_csv(folder / "fits.csv", index=False)
+    content = _content(facts, table, cells, overall, fits, figures)
+    environment = Environment(
+        loader=PackageLoader("analysis.report"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("report.html", "report.md"):
+        text = environment.get_template(f"{name}.j2").render(content)
+        (folder / name).write_text(text, encoding="utf-8")
+    return Report(
+        folder / "report.html", folder / "report.md", "\n".join(summary_lines(facts, cells, overall))
+    )
+
+
+def _content(
+    facts: dict[str, Any],
+    table: pd.DataFrame,
+    cells: pd.DataFrame,
+    overall: pd.DataFrame,
+    fits: pd.DataFrame,
+    figures: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Everything that the templates print, as text."""
+    status = table["status"].value_counts().to_dict()
+    rows = {(row["variant"], row["size"], row["axes"], row["budget"]): row for row in facts["rows"]}
+    return {
+        "study": facts["study"],
+        "question": facts["question"].splitlines(),
+        "baseline": facts["baseline"],
+        "match": facts["match"],
+        "tolerance": f"{facts['tolerance']:.1%}",
+        "data": facts["data"],
+        "unigram": f"{facts['data']['unigram_entropy']:.4f}",
+        "counts": ", ".join(f"{n} {name}" for name, n in sorted(status.items())),
+        "n_trials": len(table),
+        "seeds": sorted(table["seed"].unique().tolist()),
+        "cells": cell_rows(cells, rows),
+        "verdicts": verdict_rows(overall),
+        "fits": fit_rows(fits),
+        "figures": figures,
+        "mixed": mixed_environments(table),
+        "problems": [
+            {"id": row.trial_id, "variant": row.variant, "status": row.status, "error": str(row.error)}
+            for row in table.itertuples()
+            if row.status in ("failed", "diverged")
+            or (row.status == "pending" and isinstance(row.error, str))
+        ],
+        "trials": [
+            {
+                "id": row.trial_id,
+                "variant": row.variant,
+                "cell": ", ".join(str(getattr(row, name)) for name in CELL if getattr(row, name)),
+                "seed": row.seed,
+                "status": row.status,
+                "loss": "" if pd.isna(row.loss) else f"{row.loss:.4f}",
+                "wall": "" if pd.isna(row.wall_s) else f"{row.wall_s:.1f}",
+            }
+            for row in table.itertuples()
+        ],
+    }
+
+
+def _figures(
+    table: pd.DataFrame, cells: pd.DataFrame, fits: pd.DataFrame, curves: pd.DataFrame, facts: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The figures that the data allow: name -> caption, SVG bytes, and those as a data URI."""
+    done = finished(table)
+    order = list(dict.fromkeys(table["variant"]))
+    found: dict[str, dict[str, Any]] = {}
+    if len(done):
+        unigram = facts["data"]["unigram_entropy"]
+        found["loss_against_compute"] = _figure(
+            "Final validation loss against training compute, a point a trial; lines are fitted laws.",
+            lambda ax: plots.loss_against_compute(done, fits, ax, unigram),
+            4.2,
+        )
+    if cells["diff"].notna().any():
+        height = 1.0 + 0.24 * int(cells["diff"].notna().sum())
+        found["differences"] = _figure(
+            "Paired difference from the baseline. Filled: significant after Holm's correction; grey and hollow: not.",
+            lambda ax: plots.differences(cells, ax),
+            height,
+        )
+    cell = _largest_cell(done)
+    if cell is not None:
+        mask = (curves[list(CELL)].fillna("") == pd.Series(cell)).all(axis=1)
+        label = ", ".join(value for value in cell.values() if value)
+        found["learning_curves"] = _figure(
+            f"Validation loss during training at {label}: mean over seeds, band from lowest to highest.",
+            lambda ax: plots.learning_curves(curves[mask], order, ax),
+            4.2,
+        )
+    return found
+
+
+def _largest_cell(done: pd.DataFrame) -> dict[str, str] | None:
+    if not len(done):
+        return None
+    row = done.loc[done["train_flops"].astype(float).idxmax()]
+    return {name: str(row[name]) for name in CELL}
+
+
+def _figure(caption: str, draw: Any, height_in: float) -> dict[str, Any]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    FigureCanvasSVG(figure)
+    ax = figure.add_subplot()
+    ax.spines[["top", "right"]].set_visible(False)
+    draw(ax)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    return {
+        "caption": caption,
+        "svg": svg,
+        "uri": "data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
+    }

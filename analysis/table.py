@@ -1,0 +1,157 @@
+"""Trials as one tidy DataFrame, from a results folder or from anybody's file."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.columns import BY_NAME, COLUMNS, EARLY
+
+
+class TableError(ValueError):
+    """A table that cannot be read as one of trials. The message says which file and what is wrong."""
+
+
+def read_study(results: Path, study: str) -> dict[str, Any]:
+    """The study as it was resolved: labels of its trials, baseline, question, data."""
+    file = Path(results) / "studies" / study / "study.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise TableError(f"no study {study!r} in {results}") from None
+    except json.JSONDecodeError as error:
+        raise TableError(f"{file}: not whole: {error}") from None
+
+
+def study_table(results: Path, study: str) -> pd.DataFrame:
+    """One row a trial of a study, with the columns of `analysis.columns` and one for each axis.
+
+    Trials without a record are `pending`; a record that cannot be read is named in `error` and left out of
+    everything else.
+    """
+    rows = []
+    for label in read_study(results, study)["trials"]:
+        folder = Path(results) / "trials" / label["id"]
+        rows.append(_labels(label) | _record_values(folder))
+    return validated(pd.DataFrame(rows), f"study {study!r}")
+
+
+def study_curves(results: Path, study: str) -> pd.DataFrame:
+    """One row an evaluation of a trial: trial_id, variant, size, axes, budget, seed, step, tokens, split, loss."""
+    frames = []
+    for label in read_study(results, study)["trials"]:
+        rows = _rows(Path(results) / "trials" / label["id"] / "metrics.jsonl")
+        if rows:
+            keys = ("step", "tokens", "split", "loss")
+            frame = pd.DataFrame([{key: row.get(key) for key in keys} for row in rows])
+            frames.append(frame.assign(**_labels(label)))
+    columns = ["trial_id", "variant", "size", "axes", "budget", "seed", "step", "tokens", "split", "loss"]
+    if not frames:
+        return pd.DataFrame(columns=columns)
+    curves = pd.concat(frames, ignore_index=True)
+    curves["loss"] = pd.to_numeric(curves["loss"])
+    return curves
+
+
+def read_table(source: Path | str | pd.DataFrame) -> pd.DataFrame:
+    """A validated table from a DataFrame, or a .csv, .parquet or .jsonl file. Raises `TableError`."""
+    if isinstance(source, pd.DataFrame):
+        return validated(source.copy(), "the table")
+    path = Path(source)
+    readers: dict[str, Any] = {
+        ".csv": pd.read_csv,
+        ".parquet": pd.read_parquet,
+        ".jsonl": lambda file: pd.read_json(file, lines=True),
+    }
+    kind = next((suffix for suffix in path.suffixes if suffix in readers), None)
+    if kind is None:
+        raise TableError(f"{path}: not a table; known: {', '.join(readers)}")
+    try:
+        return validated(readers[kind](path), str(path))
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path}: cannot be read: {error}") from None
+
+
+def validated(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Known columns in their types. Unknown ones are kept as they are. Raises `TableError`."""
+    for column in table.columns:
+        known = BY_NAME.get(str(column))
+        if known is None:
+            continue
+        try:
+            table[column] = (
+                pd.to_numeric(table[column]).astype(known.dtype)  # type: ignore[call-overload]
+                if known.dtype != "string"
+                else table[column].astype("string")
+            )
+        except (ValueError, TypeError) as error:
+            raise TableError(f"{name}: column {column} must be {known.dtype}: {error}") from None
+    return table
+
+
+def _labels(label: dict[str, Any]) -> dict[str, Any]:
+    axes = {path: _scalar(value) for path, value in label["axis_values"].items()}
+    names = ("group_id", "variant", "size", "axes", "budget", "seed")
+    return {"trial_id": label["id"], **{name: label[name] for name in names}, **axes}
+
+
+def _scalar(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool) or value is None else json.dumps(value)
+
+
+def _record_values(folder: Path) -> dict[str, Any]:
+    file = folder / "record.json"
+    values: dict[str, Any] = {column.name: None for column in COLUMNS if column.where}
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"status": "pending", **values}
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return {"status": "pending", **values, "error": f"{file} is not whole"}
+    for column in COLUMNS:
+        if column.where:
+            values[column.name] = _dig(record, column.where)
+    environment = record.get("environment") or {}
+    values["hardware"] = environment.get("gpu") or environment.get("cpu")
+    values["early_loss"] = _early_loss(folder / "metrics.jsonl", record)
+    return {"status": record["status"], **values}
+
+
+def _dig(tree: Any, path: str) -> Any:
+    for key in path.split("."):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _early_loss(file: Path, record: dict[str, Any]) -> float | None:
+    """The validation loss at the evaluation nearest, in ratio, to 1/8 of the trial's steps."""
+    if record["status"] != "finished":
+        return None
+    rows = [
+        row for row in _rows(file) if row["split"] == "valid" and row["step"] > 0 and row["loss"] is not None
+    ]
+    target = EARLY * record["steps"]
+    nearest = min(rows, key=lambda row: abs(math.log(row["step"] / target)), default=None)
+    return nearest["loss"] if nearest else None
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a curve."""
+    rows = []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # torn by a crash
+    return rows
+
+
+def finished(table: pd.DataFrame) -> pd.DataFrame:
+    """The trials with a final loss."""
+    return table[(table["status"] == "finished") & np.isfinite(table["loss"].astype(float))]
