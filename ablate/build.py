@@ -121,9 +121,7 @@ def site_of(arch: ArchSpec, vocab: int, max_len: int, causal: bool) -> Site:
     )
 
 
-def build_decoder(
-    arch: ArchSpec, vocab: int, max_len: int, *, seed: int = 0, dropout: float = 0.0
-) -> Decoder:
+def build_decoder(arch: ArchSpec, vocab: int, max_len: int, *, seed: int = 0, dropout: float = 0.0) -> Decoder:
     """A decoder with its parameters set, on the CPU; a pure function of its arguments.
 
     Every module is initialised under a seed made of `seed` and the module's own name, so that two variants

@@ -29,21 +29,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--executor", choices=("local", "ray"), default="local", help="where trials run (default: local)"
     )
-    run.add_argument(
-        "--workers", type=_count, metavar="N", help="trials at once (default: one a CPU core or GPU)"
-    )
+    run.add_argument("--workers", type=_count, metavar="N", help="trials at once (default: one a CPU core or GPU)")
     run.add_argument("--address", metavar="ADDR", help="an existing Ray cluster, with --executor ray")
-    run.add_argument(
-        "--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)"
-    )
+    run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)")
     run.add_argument("--retry-failed", action="store_true", help="try failed trials again")
-    run.add_argument(
-        "--checkpoint-every", type=float, default=15.0, metavar="S", help="seconds (default: 15)"
-    )
+    run.add_argument("--checkpoint-every", type=float, default=15.0, metavar="S", help="seconds (default: 15)")
 
-    plan = _command(
-        sub, "plan", "trials, parameters, FLOPs, match residuals of a grid; runs nothing", commands.plan
-    )
+    plan = _command(sub, "plan", "trials, parameters, FLOPs, match residuals of a grid; runs nothing", commands.plan)
     _grid(plan)
     _results(plan)
     _json(plan)
@@ -53,17 +45,13 @@ def parser() -> argparse.ArgumentParser:
     _results(status)
     _json(status)
 
-    report = _command(
-        sub, "report", "tables, fits and figures of a study: HTML, Markdown, CSV", commands.report
-    )
+    report = _command(sub, "report", "tables, fits and figures of a study: HTML, Markdown, CSV", commands.report)
     report.add_argument("study", metavar="STUDY")
     _results(report)
 
     listing = _command(sub, "list", "components and variants, with their papers", commands.list_components)
     listing.add_argument("slot", nargs="?", metavar="SLOT", help="one slot, or 'variant' or 'preset'")
-    listing.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE", help="also those of your file"
-    )
+    listing.add_argument("--plugin", action="append", default=[], metavar="FILE", help="also those of your file")
     _json(listing)
 
     show = _command(
@@ -77,9 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
     check = _command(sub, "check", "contract checks of components, plugins included", commands.check)
     check.add_argument("name", nargs="?", metavar="NAME", help="one component (default: all)")
-    check.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE", help="also those of your file"
-    )
+    check.add_argument("--plugin", action="append", default=[], metavar="FILE", help="also those of your file")
     _json(check)
 
     why = _command(sub, "why", "why a trial was run, reused or resumed", commands.why)
@@ -111,9 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(sub: Any, name: str, help_: str, action: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = sub.add_parser(
-        name, help=help_, description=f"{help_[0].upper()}{help_[1:]}."
-    )
+    command: argparse.ArgumentParser = sub.add_parser(name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
     command.set_defaults(action=action)
     return command
 

@@ -83,9 +83,7 @@ def _tell(outcome: Outcome, plan: Plan, console: Any, uri: str) -> None:
         for status in ("finished", "diverged", "failed", "stopped")
     }
     words = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    console.print(
-        f"trained {len(outcome.trained)}, reused {len(outcome.reused)}: {words or 'nothing finished'}"
-    )
+    console.print(f"trained {len(outcome.trained)}, reused {len(outcome.reused)}: {words or 'nothing finished'}")
     if counts["failed"]:
         console.print(
             f"[red]failed trials: `ablate why ID` shows the error; --retry-failed tries again[/] "

@@ -242,9 +242,7 @@ class Head(Slot):
         """-log p(y | x) in nats, (B, T)."""
         raise NotImplementedError
 
-    def objective(
-        self, x_BTD: Tensor, y_BT: Tensor, label_smoothing: float, z_loss: float
-    ) -> tuple[Tensor, Tensor]:
+    def objective(self, x_BTD: Tensor, y_BT: Tensor, label_smoothing: float, z_loss: float) -> tuple[Tensor, Tensor]:
         """What is minimised, and the plain nll beside it, both (B, T).
 
         (1 - e) nll + e mean_v(-log p(v)) + z log(Z)^2, e the label smoothing (Szegedy et al. 2016, the uniform

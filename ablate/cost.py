@@ -125,7 +125,7 @@ def _flops(model: Decoder, length: int) -> tuple[int, int, float, int]:
             spared += unneeded * (counter.get_total_flops() - before)
             return y
 
-        mixer.attend = counted  # type: ignore[method-assign]
+        mixer.attend = counted  # type: ignore[method-assign, assignment]
         restores.append(mixer)
 
     for module in model.modules():
@@ -195,9 +195,7 @@ class CostBook:
 
 
 def _key(arch: ArchSpec, vocab: int, max_len: int) -> str:
-    text = json.dumps(
-        [canonical_arch(arch), vocab, max_len, source_hash(), torch.__version__], sort_keys=True
-    )
+    text = json.dumps([canonical_arch(arch), vocab, max_len, source_hash(), torch.__version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -87,8 +87,7 @@ class Draft:
         """The specification; `sections` are resolved ones to take as they are. Errors name their origin."""
         try:
             made = {
-                name: sections.get(name) or parse(cls, self.tree[name], (name,))
-                for name, cls in SECTIONS.items()
+                name: sections.get(name) or parse(cls, self.tree[name], (name,)) for name, cls in SECTIONS.items()
             }
             return TrialSpec(**made, seed=seed)
         except SpecError as error:

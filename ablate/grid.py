@@ -170,9 +170,7 @@ def _override(document: Document, text: str) -> None:
 def _name(document: Document) -> str:
     name = document.value.get("study", document.file.stem)
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise document.error(
-            ("study",), f"{name!r} must be letters, digits, '_', '-' and '.', to name a folder"
-        )
+        raise document.error(("study",), f"{name!r} must be letters, digits, '_', '-' and '.', to name a folder")
     return name
 
 
@@ -312,9 +310,7 @@ def _budgets(document: Document) -> tuple[Budget, ...]:
     if not tree:
         return (Budget("base", 0, Origin(document, ("base",))),)
     if len(tree) > 1:
-        raise document.error(
-            ("budgets",), f"{' and '.join(tree)} are given: choose one of {', '.join(BUDGETS)}"
-        )
+        raise document.error(("budgets",), f"{' and '.join(tree)} are given: choose one of {', '.join(BUDGETS)}")
     (kind, values), *_ = tree.items()
     if kind not in BUDGETS:
         raise document.error(("budgets", kind), unknown("budget", kind, BUDGETS))

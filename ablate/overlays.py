@@ -47,9 +47,7 @@ def overlays() -> dict[str, Overlay]:
 @lru_cache(maxsize=1)
 def ladders() -> dict[str, Mapping[str, Mapping[str, Any]]]:
     """Named size ladders."""
-    return {
-        name: rungs for document in _documents() for name, rungs in document.value.get("ladders", {}).items()
-    }
+    return {name: rungs for document in _documents() for name, rungs in document.value.get("ladders", {}).items()}
 
 
 def _documents() -> list[Document]:

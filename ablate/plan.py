@@ -208,9 +208,7 @@ class _Planner:
         spec = replace(spec, arch=found.arch)
         return spec, self.cost(spec, variant), dict(found.sizes)
 
-    def budgeted(
-        self, spec: TrialSpec, cost: Cost, baseline: Cost, budget: Budget, draft: Draft
-    ) -> TrialSpec:
+    def budgeted(self, spec: TrialSpec, cost: Cost, baseline: Cost, budget: Budget, draft: Draft) -> TrialSpec:
         """The specification with the budget's tokens. Variants share the baseline's, except at equal FLOPs."""
         if budget.kind == "base":
             return spec

@@ -65,11 +65,7 @@ class Entry:
     @property
     def identity(self) -> dict[str, Any]:
         """What a trial's id holds of this component: its name, and its version or the hash of its code."""
-        return (
-            {"name": self.name, "code": self.code}
-            if self.code
-            else {"name": self.name, "version": self.version}
-        )
+        return {"name": self.name, "code": self.code} if self.code else {"name": self.name, "version": self.version}
 
 
 _added: dict[tuple[str, str], Entry] = {}  # from plugins
@@ -147,14 +143,10 @@ def add_plugin(file: Path) -> list[Entry]:
     module = _module_name(file, code)
     entries = list(_read(file, tree, module, code))
     if not entries:
-        raise UserError(
-            f"plugin {file} registers nothing: decorate a class with @register(slot, name, paper=...)"
-        )
+        raise UserError(f"plugin {file} registers nothing: decorate a class with @register(slot, name, paper=...)")
     for entry in entries:
         if other := _entries().get((entry.slot, entry.name)):
-            raise UserError(
-                f"plugin {file}: {entry.slot} {entry.name!r} is already registered in {other.file.name}"
-            )
+            raise UserError(f"plugin {file}: {entry.slot} {entry.name!r} is already registered in {other.file.name}")
         _added[entry.slot, entry.name] = entry
     _plugin_files[file] = code
     return entries
@@ -169,9 +161,9 @@ def syntax_hash(source: str) -> str:
     """Hash of a module's meaning: comments, layout and docstrings do not count."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(
-            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        ) and ast.get_docstring(node, clean=False):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node, clean=False
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 

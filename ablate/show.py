@@ -68,9 +68,7 @@ def _settings(overrides: list[str], preset: Overlay | None) -> tuple[int, dict[s
         elif "." in path:
             settings[path] = value
         else:
-            known = {"seq_len": "data.seq_len"} | {
-                field: f"arch.{field}" for field in ArchSpec.__dataclass_fields__
-            }
+            known = {"seq_len": "data.seq_len"} | {field: f"arch.{field}" for field in ArchSpec.__dataclass_fields__}
             if path not in known:
                 raise UserError(f"--set {path}: {unknown('size', path, ['vocab', *known])}")
             settings[known[path]] = value
@@ -95,24 +93,14 @@ def print_description(tree: dict[str, Any]) -> None:
     print(f"  parameters         {tree['params_total']:,}  ({by_slot})")
     print(f"    non-embedding    {tree['params_non_embedding']:,}")
     print(f"  FLOPs per token    {tree['flops_per_token']:,.0f} forward as executed")
-    print(
-        f"    algorithmic      {tree['flops_per_token_algorithmic']:,.0f} forward, masked scores not counted"
-    )
+    print(f"    algorithmic      {tree['flops_per_token_algorithmic']:,.0f} forward, masked scores not counted")
     print(f"    backward         {tree['flops_per_token_backward']:,.0f}")
-    print(
-        f"    6 N              {tree['flops_per_token_6n']:,.0f} forward and backward, the usual approximation"
-    )
-    print(
-        f"  decoding state     {tree['cache_bytes']:,} bytes a sequence, {tree['state_bytes']:,} of fixed size"
-    )
+    print(f"    6 N              {tree['flops_per_token_6n']:,.0f} forward and backward, the usual approximation")
+    print(f"  decoding state     {tree['cache_bytes']:,} bytes a sequence, {tree['state_bytes']:,} of fixed size")
     for key, value in tree["arch"].items():
         mark = "*" if key in tree["differs_in"] or _pattern(key, tree["differs_in"]) else " "
         print(f"  {mark} {key:<10} {_words(value)}")
-    others = [path for path in tree["differs_in"] if "." in path]
-    print(
-        f"  differs from its baseline in: {', '.join(tree['differs_in']) or 'nothing'}"
-        + ("" if not others else "")
-    )
+    print(f"  differs from its baseline in: {', '.join(tree['differs_in']) or 'nothing'}")
 
 
 def _pattern(key: str, differs: list[str]) -> bool:

@@ -26,7 +26,7 @@ class Option:
 
 
 def accept(kind: ast.expr, value: Any) -> Any:
-    """`value` if it is of type `kind`, given as an annotation's expression. Raises `ValueError` saying what is due."""
+    """`value` if it is of type `kind`, an annotation's expression. Raises `ValueError` saying what is due."""
     match kind:
         case ast.BinOp(op=ast.BitOr()):
             return _accept_union(kind, value)

@@ -268,9 +268,7 @@ def _type_of(spec_field: Any) -> str:
 
 def _parse_sublayers(value: Any, path: tuple[str, ...]) -> tuple[tuple[str, Component], ...]:
     if not isinstance(value, Mapping):
-        raise SpecError(
-            path, f"{value!r} must be a mapping of letters to sublayers, as {{s: attention, f: ffn}}"
-        )
+        raise SpecError(path, f"{value!r} must be a mapping of letters to sublayers, as {{s: attention, f: ffn}}")
     letters = dict(ArchSpec.sublayers)
     for letter, part in value.items():
         if not (isinstance(letter, str) and len(letter) == 1 and letter.isalpha()):
@@ -346,9 +344,7 @@ def canonical(spec: TrialSpec) -> Tree:
             if each.name not in UNHASHED.get(name, ())
             and (each.metadata.get("slot") or getattr(section, each.name) != each.default)
         }
-    tree["arch"]["sublayers"] = {
-        letter: canonical_component(SUBLAYER, part) for letter, part in spec.arch.sublayers
-    }
+    tree["arch"]["sublayers"] = {letter: canonical_component(SUBLAYER, part) for letter, part in spec.arch.sublayers}
     return tree
 
 

@@ -71,11 +71,8 @@ def parse_yaml(text: str, file: Path) -> Document:
         if node is not None:
             document.value = _value(node, (), document, ())
     except yaml.MarkedYAMLError as error:
-        line = (
-            (error.problem_mark or error.context_mark).line + 1
-            if error.problem_mark or error.context_mark
-            else 1
-        )
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
         raise UserError(f"{file}:{line}: not YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not YAML: {error}") from None
@@ -111,9 +108,7 @@ def _value(node: yaml.Node, path: Path_, document: Document, above: tuple[int, .
             raise UserError(f"{document.file}:{line}: merge keys (<<) are not supported: write the keys out")
         if key in out:
             first = document.lines[(*path, key)]
-            raise UserError(
-                f"{document.file}:{line}: {'.'.join((*path, key))}: given twice, first in line {first}"
-            )
+            raise UserError(f"{document.file}:{line}: {'.'.join((*path, key))}: given twice, first in line {first}")
         document.lines[(*path, key)] = line
         out[key] = _value(value_node, (*path, key), document, above)
     return out

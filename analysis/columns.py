@@ -24,30 +24,22 @@ COLUMNS = (
     Column("axes", "string", "", "label of the other settings that are crossed"),
     Column("budget", "string", "", "label of the training budget"),
     Column("seed", "Int64", "", "of initialisation, data order and dropout"),
-    Column(
-        "status", "string", "", "finished | diverged | failed | stopped; pending when there is no record yet"
-    ),
+    Column("status", "string", "", "finished | diverged | failed | stopped; pending when there is no record yet"),
     Column("loss", "float64", "nats/token", "final validation loss; missing unless finished", "metrics.loss"),
     Column("early_loss", "float64", "nats/token", "validation loss nearest to 1/8 of the budget"),
     Column("bits_per_byte", "float64", "bits", "loss by the bytes of raw text", "metrics.bits_per_byte"),
     Column("perplexity", "float64", "", "exp(loss)", "metrics.perplexity"),
-    Column(
-        "train_loss", "float64", "nats/token", "on a fixed training sample, at the end", "metrics.train_loss"
-    ),
+    Column("train_loss", "float64", "nats/token", "on a fixed training sample, at the end", "metrics.train_loss"),
     Column("test_loss", "float64", "nats/token", "on the test split, at the end", "metrics.test_loss"),
     Column("generalisation_gap", "float64", "nats/token", "loss - train_loss", "metrics.generalisation_gap"),
     Column("params_total", "float64", "", "all parameters", "params_total"),
-    Column(
-        "params_non_embedding", "float64", "", "without embedding, position and head", "params_non_embedding"
-    ),
+    Column("params_non_embedding", "float64", "", "without embedding, position and head", "params_non_embedding"),
     Column("flops_per_token", "float64", "FLOP", "forward, executed, per token", "flops_per_token"),
     Column("train_flops", "float64", "FLOP", "forward and backward over all tokens", "train_flops"),
     Column("train_flops_6nd", "float64", "FLOP", "6 N D, N non-embedding", "train_flops_6nd"),
     Column("tokens", "float64", "tokens", "trained on", "tokens"),
     Column("epochs", "float64", "", "how often the training split was seen", "epochs"),
-    Column(
-        "tokens_per_s", "float64", "tokens/s", "training throughput, evaluation not counted", "tokens_per_s"
-    ),
+    Column("tokens_per_s", "float64", "tokens/s", "training throughput, evaluation not counted", "tokens_per_s"),
     Column("wall_s", "float64", "s", "from start to end, all attempts", "wall_s"),
     Column("peak_memory_bytes", "float64", "bytes", "most memory used", "peak_memory_bytes"),
     Column("precision", "string", "", "fp32 | bf16", "spec.train.precision"),

@@ -35,12 +35,8 @@ def compare(
     keys = list(pair_on)
     known = set(table["variant"])
     if baseline not in known:
-        raise ValueError(
-            f"no baseline {baseline!r} in the table; variants: {', '.join(sorted(map(str, known)))}"
-        )
-    values = (
-        table.dropna(subset=[metric]).groupby(["variant", *keys], dropna=False, observed=True)[metric].mean()
-    )
+        raise ValueError(f"no baseline {baseline!r} in the table; variants: {', '.join(sorted(map(str, known)))}")
+    values = table.dropna(subset=[metric]).groupby(["variant", *keys], dropna=False, observed=True)[metric].mean()
     reference = values.xs(baseline, level="variant")
     rows = []
     for variant in dict.fromkeys(table["variant"]):

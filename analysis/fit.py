@@ -68,8 +68,7 @@ class ScalingLaw:
             rows.append(self._named(theta))
         samples = pd.DataFrame(rows, columns=list(self.law.parameters))
         self.ci95_ = {
-            name: (float(samples[name].quantile(0.025)), float(samples[name].quantile(0.975)))
-            for name in samples
+            name: (float(samples[name].quantile(0.025)), float(samples[name].quantile(0.975))) for name in samples
         }
         return samples
 
@@ -118,9 +117,7 @@ def _refine(law: Law, x: Array, y: Array, delta: float, start: Array) -> tuple[A
     return solved.x, huber_sum(solved.fun, delta)
 
 
-def fit_variants(
-    table: pd.DataFrame, x: str = "train_flops", y: str = "loss", draws: int = 200
-) -> pd.DataFrame:
+def fit_variants(table: pd.DataFrame, x: str = "train_flops", y: str = "loss", draws: int = 200) -> pd.DataFrame:
     """The law of each variant (at each setting of the axes): n, E, A, alpha, 95 % intervals, what to beware of.
 
     Repeats (seeds) are averaged first, so that each size and budget is one point; intervals are from resampling
@@ -148,10 +145,7 @@ def _fit_one(part: pd.DataFrame, x: str, y: str, draws: int) -> dict[str, object
     if min(len(losses) for _, losses in points) > 1:
         rng = np.random.default_rng(0)
         law.bootstrap(
-            [
-                (at, np.array([rng.choice(losses, len(losses)).mean() for _, losses in points]))
-                for _ in range(draws)
-            ]
+            [(at, np.array([rng.choice(losses, len(losses)).mean() for _, losses in points])) for _ in range(draws)]
         )
     row |= law.params_ | {"objective": law.objective_, "law": law, "note": "; ".join(law.warnings_)}
     for name, (lo, hi) in law.ci95_.items():

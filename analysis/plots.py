@@ -21,9 +21,7 @@ def style(index: int) -> dict[str, Any]:
     return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)], "linestyle": line}
 
 
-def loss_against_compute(
-    table: pd.DataFrame, fits: pd.DataFrame, ax: Axes, unigram: float | None = None
-) -> Axes:
+def loss_against_compute(table: pd.DataFrame, fits: pd.DataFrame, ax: Axes, unigram: float | None = None) -> Axes:
     """Final loss of every trial against its training FLOPs, and each variant's fitted law where there is one."""
     variants = list(dict.fromkeys(table["variant"]))
     for index, variant in enumerate(variants):
@@ -86,19 +84,13 @@ def learning_curves(curves: pd.DataFrame, order: Sequence[str], ax: Axes) -> Axe
     for index, variant in enumerate(order):
         part = valid[valid["variant"] == variant].groupby("tokens")["loss"].agg(["mean", "min", "max"])
         look = style(index)
-        ax.plot(
-            part.index, part["mean"], color=look["color"], linestyle=look["linestyle"], lw=1.2, label=variant
-        )
-        ax.fill_between(
-            part.index.to_numpy(float), part["min"], part["max"], color=look["color"], alpha=0.15, lw=0
-        )
+        ax.plot(part.index, part["mean"], color=look["color"], linestyle=look["linestyle"], lw=1.2, label=variant)
+        ax.fill_between(part.index.to_numpy(float), part["min"], part["max"], color=look["color"], alpha=0.15, lw=0)
     ax.set(xscale="log", xlabel="training tokens", ylabel="validation loss (nats/token)")
     ax.legend(fontsize=7, frameon=False)
     return ax
 
 
 def _row_label(row: pd.Series) -> str:
-    cell = ", ".join(
-        str(row[name]) for name in ("size", "axes", "budget") if row[name] and row[name] != "base"
-    )
+    cell = ", ".join(str(row[name]) for name in ("size", "axes", "budget") if row[name] and row[name] != "base")
     return f"{row['variant']}  ({cell})" if cell else str(row["variant"])

@@ -132,9 +132,7 @@ def _early_loss(file: Path, record: dict[str, Any]) -> float | None:
     """The validation loss at the evaluation nearest, in ratio, to 1/8 of the trial's steps."""
     if record["status"] != "finished":
         return None
-    rows = [
-        row for row in _rows(file) if row["split"] == "valid" and row["step"] > 0 and row["loss"] is not None
-    ]
+    rows = [row for row in _rows(file) if row["split"] == "valid" and row["step"] > 0 and row["loss"] is not None]
     target = EARLY * record["steps"]
     nearest = min(rows, key=lambda row: abs(math.log(row["step"] / target)), default=None)
     return nearest["loss"] if nearest else None

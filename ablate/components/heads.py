@@ -11,9 +11,7 @@ from ablate.errors import UserError
 from ablate.registry import register
 
 
-@register(
-    "head", "softmax", paper="Press and Wolf 2017, arXiv:1608.05859 (tying); Raffel et al. 2020 (scaling)"
-)
+@register("head", "softmax", paper="Press and Wolf 2017, arXiv:1608.05859 (tying); Raffel et al. 2020 (scaling)")
 class SoftmaxHead(Head):
     """p(v | x) = softmax(W x), W the embedding's table when `tied`, else (V, d_model) of its own.
 
@@ -28,12 +26,13 @@ class SoftmaxHead(Head):
                 f"head 'softmax' with tied: true needs a ({site.vocab}, {site.d_model}) table, which embedding "
                 f"{embedding.component.split('/')[-1]!r} does not have: set arch.head.tied to false"
             )
-        self.embedding = [embedding] if tied else []  # in a list: the table is the embedding's, not ours
+        self.tied = [embedding] if tied else []  # in a list, so that the table stays the embedding's alone
         self.project = None if tied else Linear(site.d_model, site.vocab, bias=False, role="logits")
         self.scale = site.d_model**-0.5 if scaled else 1.0
 
     def logits(self, x_BTD: Tensor) -> Tensor:
-        weight_VD = self.embedding[0].rows() if self.project is None else self.project.weight
+        weight_VD = self.project.weight if self.project is not None else self.tied[0].rows()
+        assert weight_VD is not None
         x_BTD = x_BTD * self.scale if self.scale != 1.0 else x_BTD
         return F.linear(x_BTD, weight_VD)
 
@@ -43,9 +42,7 @@ class SoftmaxHead(Head):
     def nll(self, x_BTD: Tensor, y_BT: Tensor) -> Tensor:
         return _cross_entropy(self.logits(x_BTD), y_BT)
 
-    def objective(
-        self, x_BTD: Tensor, y_BT: Tensor, label_smoothing: float, z_loss: float
-    ) -> tuple[Tensor, Tensor]:
+    def objective(self, x_BTD: Tensor, y_BT: Tensor, label_smoothing: float, z_loss: float) -> tuple[Tensor, Tensor]:
         logits_BTV = self.logits(x_BTD)
         if not (label_smoothing or z_loss):
             nll_BT = _cross_entropy(logits_BTV, y_BT)

@@ -20,6 +20,8 @@ class Alibi(Position):
     sides, which the paper does not treat.
     """
 
+    slopes: Tensor
+
     def __init__(self, site: Site):
         super().__init__(site)
         slopes = torch.tensor(alibi_slopes(site.n_heads), dtype=torch.float32)

@@ -45,6 +45,8 @@ class SinusoidalPosition(Position):
     Differs from the paper: `base` may be other than 10000; an odd d_model gets a zero in the last column.
     """
 
+    table: Tensor
+
     def __init__(self, site: Site, *, base: float = 10000.0):
         super().__init__(site)
         d = site.d_model

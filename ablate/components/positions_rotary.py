@@ -19,6 +19,9 @@ class RotaryPosition(Position):
     permutation of the head's features apart.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, site: Site, *, base: float = 10000.0):
         super().__init__(site)
         if site.d_head % 2:

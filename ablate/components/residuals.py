@@ -10,9 +10,7 @@ from ablate.contracts import Residual, Site
 from ablate.registry import register
 
 
-@register(
-    "residual", "pre", paper="Xiong et al. 2020, arXiv:2002.04745; Baevski and Auli 2019, arXiv:1809.10853"
-)
+@register("residual", "pre", paper="Xiong et al. 2020, arXiv:2002.04745; Baevski and Auli 2019, arXiv:1809.10853")
 class PreNorm(Residual):
     """x + f(N(x)); a final norm follows the last layer."""
 

@@ -25,13 +25,11 @@ class TrainBatches:
         self.batch_size = batch_size
         self.windows = (len(tokens) - seq_len) // seq_len  # whole windows left at any offset
         if self.windows < 1:
-            raise UserError(
-                f"the training split has {len(tokens)} tokens, too few for a window of seq_len {seq_len}"
-            )
+            raise UserError(f"the training split has {len(tokens)} tokens, too few for a window of seq_len {seq_len}")
         self.key = f"{fingerprint}/{seed}"
         self._reach = np.arange(seq_len + 1)
         self._block = -1
-        self._starts = np.empty(0, dtype=np.int64)
+        self._starts: np.ndarray = np.empty((0, 0), dtype=np.int64)
 
     def __getitem__(self, step: int) -> np.ndarray:
         """The batch of one step, (batch_size, seq_len + 1) int64."""
@@ -63,9 +61,7 @@ def eval_windows(tokens: np.ndarray, seq_len: int, at_most: int) -> np.ndarray:
     """Evenly spaced windows of a split, (n, seq_len + 1) int64, about `at_most` tokens of it; the same always."""
     whole = (len(tokens) - 1) // seq_len
     if whole < 1:
-        raise UserError(
-            f"a held-out split has {len(tokens)} tokens, too few for a window of seq_len {seq_len}"
-        )
+        raise UserError(f"a held-out split has {len(tokens)} tokens, too few for a window of seq_len {seq_len}")
     count = max(1, min(whole, at_most // seq_len))
     starts = np.arange(count) * whole // count * seq_len
     return tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)

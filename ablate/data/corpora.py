@@ -70,9 +70,7 @@ class Corpus:
         for fraction in (1 - self.valid - self.test, 1 - self.test):
             end = text.find("\n", int(len(text) * fraction)) + 1
             ends.append(end or len(text))
-        for split, part in zip(
-            SPLITS, (text[: ends[0]], text[ends[0] : ends[1]], text[ends[1] :]), strict=True
-        ):
+        for split, part in zip(SPLITS, (text[: ends[0]], text[ends[0] : ends[1]], text[ends[1] :]), strict=True):
             if part:
                 yield split, part
 
@@ -100,9 +98,7 @@ def resolve(data: DataSpec, folder: Path) -> DataSpec:
         file = (folder / path).expanduser().resolve()
         if not file.exists():
             raise SpecError(["tokenizer", "path"], f"{file} does not exist")
-        tokenizer = replace(
-            tokenizer, options=tuple(sorted({**dict(tokenizer.options), "path": str(file)}.items()))
-        )
+        tokenizer = replace(tokenizer, options=tuple(sorted({**dict(tokenizer.options), "path": str(file)}.items())))
     if data.path is not None:
         places = (
             tuple((split, str((folder / file).expanduser().resolve())) for split, file in data.path)
@@ -180,6 +176,4 @@ def _fingerprint(data: DataSpec) -> str:
 
 
 def _hash64(text: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
-    )
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

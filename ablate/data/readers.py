@@ -34,9 +34,7 @@ def read_documents(file: Path, column: str) -> Iterator[str]:
     kind = kind_of(file)
     if kind is None:
         known = ", ".join(READERS)
-        raise UserError(
-            f"{file}: cannot be read as text; known: {known}, each also with {', '.join(COMPRESSED)}"
-        )
+        raise UserError(f"{file}: cannot be read as text; known: {known}, each also with {', '.join(COMPRESSED)}")
     try:
         yield from READERS[kind](file, column)
     except UnicodeDecodeError as error:
@@ -86,9 +84,7 @@ def _read_csv(file: Path, column: str) -> Iterator[str]:
             header = next(rows, [])
             for row in rows:
                 if len(row) != len(header):
-                    raise UserError(
-                        f"{file}:{rows.line_num}: {len(row)} columns, but the header has {len(header)}"
-                    )
+                    raise UserError(f"{file}:{rows.line_num}: {len(row)} columns, but the header has {len(header)}")
                 yield _cell(dict(zip(header, row, strict=True)), column, f"{file}:{rows.line_num}")
         except csv.Error as error:
             raise UserError(f"{file}:{rows.line_num}: not CSV: {error}") from None

@@ -50,9 +50,7 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str) -> np.ndarray:
         ids = np.frombuffer(text.encode(), dtype=np.uint8)
         if not ids.all():
-            raise UserError(
-                "the text holds a zero byte, which tokenizer 'bytes' keeps for the end of a document"
-            )
+            raise UserError("the text holds a zero byte, which tokenizer 'bytes' keeps for the end of a document")
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -140,9 +138,7 @@ class WordTokenizer(LibraryTokenizer):
         self._adopt(inner)
 
 
-@register(
-    "tokenizer", "bpe", paper="Sennrich, Haddow and Birch 2016, arXiv:1508.07909; byte-level as in GPT-2"
-)
+@register("tokenizer", "bpe", paper="Sennrich, Haddow and Birch 2016, arXiv:1508.07909; byte-level as in GPT-2")
 class BPETokenizer(LibraryTokenizer):
     """Byte-pair encoding over bytes, `vocab` ids including the 256 bytes and <eos>; nothing is unknown."""
 
@@ -171,9 +167,7 @@ class BPETokenizer(LibraryTokenizer):
         self._adopt(inner)
 
 
-@register(
-    "tokenizer", "file", paper="the format of the `tokenizers` library; GPT-2's encoder.json and vocab.bpe"
-)
+@register("tokenizer", "file", paper="the format of the `tokenizers` library; GPT-2's encoder.json and vocab.bpe")
 class SavedTokenizer(LibraryTokenizer):
     """A saved tokenizer: a `tokenizers` JSON file, or a folder with GPT-2's vocabulary and merges."""
 

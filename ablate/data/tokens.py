@@ -137,7 +137,9 @@ def _open(component: Component, folder: Path, fingerprint: str) -> Tokens:
     state = json.loads((folder / "tokenizer.json").read_text())
     if state is not None:
         tokenizer.restore(state)
-    splits = {split: np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r") for split in SPLITS}
+    splits: dict[str, np.ndarray] = {
+        split: np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r") for split in SPLITS
+    }
     per_token = {split: meta["bytes"][split] / meta["tokens"][split] for split in SPLITS}
     return Tokens(
         fingerprint,

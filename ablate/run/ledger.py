@@ -59,9 +59,7 @@ class TrialFolder:
     def note(self, event: str, **facts: Any) -> None:
         """Add a line to the attempts."""
         host = os.uname().nodename
-        append_json(
-            self.attempts, {"event": event, "time": time.time(), "pid": os.getpid(), "host": host, **facts}
-        )
+        append_json(self.attempts, {"event": event, "time": time.time(), "pid": os.getpid(), "host": host, **facts})
 
     def history(self) -> list[dict[str, Any]]:
         return read_jsonl(self.attempts)
@@ -142,9 +140,7 @@ class Ledger:
         if study is None:
             known = self.study_names()
             where = f"in {self.root}"
-            raise UserError(
-                f"{unknown('study', name, known)} {where}" if known else f"no study {name!r} {where}"
-            )
+            raise UserError(f"{unknown('study', name, known)} {where}" if known else f"no study {name!r} {where}")
         return dict(study)
 
     @contextmanager

@@ -157,9 +157,7 @@ class LocalExecutor:
         worker.work, worker.gpu = None, None
         return done
 
-    def _replace_dead(
-        self, pool: list[Worker], worker: Worker, waiting: deque[Work], on_event: OnEvent
-    ) -> None:
+    def _replace_dead(self, pool: list[Worker], worker: Worker, waiting: deque[Work], on_event: OnEvent) -> None:
         job, need = self._release(worker)
         worker.process.join(timeout=5)
         code = worker.process.exitcode

@@ -22,8 +22,6 @@ class GridPlanner:
         self._asked: set[str] = set()
 
     def next(self, done: Mapping[str, str]) -> list[PlannedTrial]:
-        missing = [
-            trial for trial in self.plan.trials if trial.id not in done and trial.id not in self._asked
-        ]
+        missing = [trial for trial in self.plan.trials if trial.id not in done and trial.id not in self._asked]
         self._asked |= {trial.id for trial in missing}
         return sorted(missing, key=lambda trial: -trial.row.flops)

@@ -33,6 +33,4 @@ def print_status(tree: dict[str, Any]) -> None:
     for trial in tree["trials"]:
         cell = ", ".join(each for each in (trial["size"], trial["axes"], trial["budget"]) if each)
         result = f"loss {trial['loss']:.4f}" if trial["loss"] is not None else trial["error"] or ""
-        print(
-            f"  {trial['id']}  {trial['status']:<8}  {trial['variant']} ({cell}) seed {trial['seed']}  {result}"
-        )
+        print(f"  {trial['id']}  {trial['status']:<8}  {trial['variant']} ({cell}) seed {trial['seed']}  {result}")

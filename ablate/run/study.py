@@ -98,9 +98,7 @@ def write_study(ledger: Ledger, plan: Plan) -> dict[str, Any]:
 class StudyRun:
     """Trains what a plan misses, with one executor, under the study's lock."""
 
-    def __init__(
-        self, ledger: Ledger, plan: Plan, executor: Executor, console: Console, checkpoint_every_s: float
-    ):
+    def __init__(self, ledger: Ledger, plan: Plan, executor: Executor, console: Console, checkpoint_every_s: float):
         self.ledger = ledger
         self.plan = plan
         self.executor = executor
@@ -142,9 +140,7 @@ class StudyRun:
                 found[trial.id] = record["status"]
         return found
 
-    def _train(
-        self, batch: list[PlannedTrial], reused: int, mirror: BackgroundMirror, trained: list[str]
-    ) -> None:
+    def _train(self, batch: list[PlannedTrial], reused: int, mirror: BackgroundMirror, trained: list[str]) -> None:
         work = [(self._job(trial), self._needs(trial)) for trial in batch]
         for trial in batch:
             plan_trial(self.ledger, trial.spec)

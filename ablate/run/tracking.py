@@ -146,9 +146,7 @@ class Mirror:
             study,
             {"ablate.level": "variant", "ablate.variant": label["variant"]},
         )
-        name = " ".join(
-            str(each) for each in (label["variant"], label["size"], f"seed {label['seed']}") if each
-        )
+        name = " ".join(str(each) for each in (label["variant"], label["size"], f"seed {label['seed']}") if each)
         tags = {
             "ablate.level": "trial",
             "ablate.trial_id": trial_id,

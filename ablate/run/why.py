@@ -43,9 +43,7 @@ def _reason(status: str, uses: list[dict[str, Any]]) -> str:
     if status == "running":
         return "a process is training it now"
     if status == "pending":
-        return (
-            "it has no record yet: the next run of its study trains it, from its checkpoint if there is one"
-        )
+        return "it has no record yet: the next run of its study trains it, from its checkpoint if there is one"
     if status == "failed":
         return "its record says failed: it is not run again unless --retry-failed is given"
     reused = sum(use["verdict"] == "reused" for use in uses)
@@ -67,9 +65,7 @@ def _nearest(ledger: Ledger, trial_id: str) -> tuple[str | None, dict[str, list[
         if not theirs:
             continue
         keys = mine.keys() | theirs.keys()
-        differs = {
-            key: [theirs.get(key), mine.get(key)] for key in sorted(keys) if theirs.get(key) != mine.get(key)
-        }
+        differs = {key: [theirs.get(key), mine.get(key)] for key in sorted(keys) if theirs.get(key) != mine.get(key)}
         if best[0] is None or len(differs) < len(best[1]):
             best = other, differs
     return best

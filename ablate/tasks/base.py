@@ -31,6 +31,11 @@ class Task:
         raise NotImplementedError
 
     @property
+    def train_tokens(self) -> int:
+        """Tokens of the training split: so many make an epoch."""
+        raise NotImplementedError
+
+    @property
     def max_len(self) -> int:
         """The longest sequence that the model is built for."""
         raise NotImplementedError

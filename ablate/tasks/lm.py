@@ -35,6 +35,10 @@ class LanguageModelling(Task):
         return self.tokens.vocab
 
     @property
+    def train_tokens(self) -> int:
+        return len(self.tokens.splits["train"])
+
+    @property
     def max_len(self) -> int:
         return self.data.seq_len
 
@@ -57,9 +61,7 @@ class LanguageModelling(Task):
     def batches(self, batch_tokens: int, seed: int) -> _TensorBatches:
         size = batch_tokens // self.data.seq_len
         tokens = self.tokens
-        return _TensorBatches(
-            TrainBatches(tokens.splits["train"], self.data.seq_len, size, tokens.fingerprint, seed)
-        )
+        return _TensorBatches(TrainBatches(tokens.splits["train"], self.data.seq_len, size, tokens.fingerprint, seed))
 
     def held_out(self, split: str, at_most: int) -> Tensor:
         return torch.from_numpy(eval_windows(self.tokens.splits[split], self.data.seq_len, at_most))

@@ -99,9 +99,7 @@ def prepare_process(job: Job) -> torch.device:
     return device
 
 
-def _train(
-    job: Job, spec: TrialSpec, folder: TrialFolder, device: torch.device, cache: Path
-) -> Iterator[Progress]:
+def _train(job: Job, spec: TrialSpec, folder: TrialFolder, device: torch.device, cache: Path) -> Iterator[Progress]:
     trial = Trial(job, spec, folder, device, cache)
     try:
         while trial.run.step < trial.run.steps:
@@ -255,7 +253,7 @@ class Trial:
             "train_flops_6nd": cost.flops_6n * tokens,
             "tokens": tokens,
             "steps": run.step,
-            "epochs": tokens / run.task.facts()["train_tokens"],
+            "epochs": tokens / run.task.train_tokens,
             "data": run.task.facts(),
             "tokens_per_s": tokens / self.train_s if self.train_s else None,
             "wall_s": self.wall_s(),

@@ -59,9 +59,7 @@ def write_report(results: Path, study: str) -> Report:
     for name in ("report.html", "report.md"):
         text = environment.get_template(f"{name}.j2").render(content)
         (folder / name).write_text(text, encoding="utf-8")
-    return Report(
-        folder / "report.html", folder / "report.md", "\n".join(summary_lines(facts, cells, overall))
-    )
+    return Report(folder / "report.html", folder / "report.md", "\n".join(summary_lines(facts, cells, overall)))
 
 
 def _content(
@@ -74,7 +72,9 @@ def _content(
 ) -> dict[str, Any]:
     """Everything that the templates print, as text."""
     status = table["status"].value_counts().to_dict()
-    rows = {(row["variant"], row["size"], row["axes"], row["budget"]): row for row in facts["rows"]}
+    rows: dict[tuple[str, ...], dict[str, Any]] = {
+        (row["variant"], row["size"], row["axes"], row["budget"]): row for row in facts["rows"]
+    }
     return {
         "study": facts["study"],
         "question": facts["question"].splitlines(),
@@ -94,8 +94,7 @@ def _content(
         "problems": [
             {"id": row.trial_id, "variant": row.variant, "status": row.status, "error": str(row.error)}
             for row in table.itertuples()
-            if row.status in ("failed", "diverged")
-            or (row.status == "pending" and isinstance(row.error, str))
+            if row.status in ("failed", "diverged") or (row.status == "pending" and isinstance(row.error, str))
         ],
         "trials": [
             {

@@ -11,9 +11,7 @@ from ablate.errors import UserError
 from ablate.registry import register
 
 
-@register(
-    "mixer", "convolution", paper="Kalchbrenner et al. 2016, arXiv:1610.10099, section 3; Gehring et al. 2017"
-)
+@register("mixer", "convolution", paper="Kalchbrenner et al. 2016, arXiv:1610.10099, section 3; Gehring et al. 2017")
 class Convolution(Mixer):
     """y_t = sum_j W_j x_{t - j dilation} + b, j = 0..kernel-1: a full (d_model to d_model) causal convolution.
 
@@ -25,9 +23,7 @@ class Convolution(Mixer):
     def __init__(self, site: Site, *, kernel: int = 3, dilation: int = 1):
         super().__init__(site)
         if kernel < 1 or dilation < 1:
-            raise UserError(
-                f"mixer 'convolution': kernel {kernel} and dilation {dilation} must be at least 1"
-            )
+            raise UserError(f"mixer 'convolution': kernel {kernel} and dilation {dilation} must be at least 1")
         self.offsets = [j * dilation for j in range(kernel)]
         self.reach = (kernel - 1) * dilation  # inputs needed besides the current one
         self.ahead = 0 if site.causal else (kernel - 1) // 2 * dilation

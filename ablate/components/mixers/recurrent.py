@@ -9,9 +9,7 @@ from ablate.contracts import Context, Linear, Mixer, Site
 from ablate.registry import register
 
 
-@register(
-    "mixer", "lstm", paper="Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000 (forget gate)"
-)
+@register("mixer", "lstm", paper="Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000 (forget gate)")
 class LSTM(Mixer):
     """i, f, o = sigmoid(W x_t + U h_{t-1} + b), g = tanh(...); c_t = f c_{t-1} + i g; h_t = o tanh(c_t).
 
@@ -19,6 +17,8 @@ class LSTM(Mixer):
     Differs from the paper: two bias vectors, as cuDNN has them; `forget_bias` is added to one of them
     (Jozefowicz et al. 2015 advise 1). One direction only, also where the task would allow two.
     """
+
+    cells: nn.LSTM
 
     def __init__(self, site: Site, *, hidden: int | None = None, forget_bias: float = 0.0):
         super().__init__(site)
@@ -33,7 +33,8 @@ class LSTM(Mixer):
     def reset_parameters(self) -> None:
         self.cells.reset_parameters()
         hidden = self.cells.hidden_size
-        self.cells.bias_ih_l0.data[hidden : 2 * hidden] += self.forget_bias
+        _, _, bias_ih, _ = self.cells.parameters()
+        bias_ih.data[hidden : 2 * hidden] += self.forget_bias
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         y_BTD, state = self.count(x_BTD) if x_BTD.is_meta else self.cells(x_BTD, ctx.recall())
@@ -42,9 +43,9 @@ class LSTM(Mixer):
 
     def count(self, x_BTD: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The shapes and matrix products of `cells` in one go: step by step, counting takes seconds a layer."""
-        cells = self.cells
-        gates_BTG = F.linear(x_BTD, cells.weight_ih_l0, cells.bias_ih_l0)
-        h_BTH = x_BTD.new_zeros(*x_BTD.shape[:2], cells.hidden_size, requires_grad=x_BTD.requires_grad)
-        gates_BTG = gates_BTG + F.linear(h_BTH, cells.weight_hh_l0, cells.bias_hh_l0)
+        weight_ih, weight_hh, bias_ih, bias_hh = self.cells.parameters()
+        gates_BTG = F.linear(x_BTD, weight_ih, bias_ih)
+        h_BTH = x_BTD.new_zeros(*x_BTD.shape[:2], self.cells.hidden_size, requires_grad=x_BTD.requires_grad)
+        gates_BTG = gates_BTG + F.linear(h_BTH, weight_hh, bias_hh)
         y_BTH = gates_BTG.unflatten(-1, (4, -1)).sum(2)
         return y_BTH, (y_BTH[None, :, -1], y_BTH[None, :, -1])
