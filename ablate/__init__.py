@@ -30,7 +30,7 @@ EXPORTS = {
     "DataSpec": "ablate.spec",
     "TrainSpec": "ablate.spec",
     "TrialSpec": "ablate.spec",
-    "build_decoder": "ablate.build",
+    "build_model": "ablate.build",
     "count": "ablate.cost",
 }
 __all__ = list(EXPORTS)

@@ -1,12 +1,13 @@
-"""ArchSpec + sizes -> Tower -> Decoder.
+"""ArchSpec + sizes -> Tower -> TokenModel.
 
-The tower is the same for every topology: `Decoder` puts an embedding in front and a head behind a causal one;
-an encoder is the same with `causal=False`.
+The tower is the same for every topology. `TokenModel` puts an embedding in front of it and a head behind: a
+decoder when it is causal, an encoder when it is not.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from ablate import registry
 from ablate.contracts import Cache, Context, Embedding, Head, Init, Position, Residual, Site, Stack
-from ablate.errors import MaxLenError
-from ablate.spec import SUBLAYER, ArchSpec
+from ablate.errors import MaxLenError, UserError
+from ablate.spec import SUBLAYER, ArchSpec, Component
 
 
 class Layer:
@@ -48,7 +49,7 @@ class Tower(nn.Module):
         self.functions = nn.ModuleDict()
         self.residuals = nn.ModuleDict()
         for layer in range(arch.depth):
-            here = _at(site, layer)
+            here = replace(site, layer=layer)
             if function_of[layer] == layer:
                 made = [registry.make(SUBLAYER, parts[letter], here) for letter in arch.order]
                 self.functions[str(layer)] = nn.ModuleList(made)
@@ -68,12 +69,17 @@ class Tower(nn.Module):
         return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
 
 
-class Decoder(nn.Module):
-    """tokens_BT -> what the head says of the next token at every position."""
+class TokenModel(nn.Module):
+    """tokens_BT -> what the head says at every position: of the next token, in a causal model.
 
-    def __init__(self, arch: ArchSpec, vocab: int, max_len: int, dropout: float = 0.0):
+    Raises `UserError` for a component that cannot be used causally, in a causal model.
+    """
+
+    def __init__(self, arch: ArchSpec, vocab: int, max_len: int, dropout: float = 0.0, causal: bool = True):
         super().__init__()
-        site = site_of(arch, vocab, max_len, causal=True)
+        if causal:
+            refuse_bidirectional(arch)
+        site = site_of(arch, vocab, max_len, causal)
         self.max_len = max_len
         self.dropout = dropout
         self.embedding: Embedding = registry.make("embedding", arch.embedding, site)
@@ -121,15 +127,23 @@ def site_of(arch: ArchSpec, vocab: int, max_len: int, causal: bool) -> Site:
     )
 
 
-def build_decoder(arch: ArchSpec, vocab: int, max_len: int, *, seed: int = 0, dropout: float = 0.0) -> Decoder:
-    """A decoder with its parameters set, on the CPU; a pure function of its arguments.
+def build_model(
+    arch: ArchSpec,
+    vocab: int,
+    max_len: int,
+    *,
+    seed: int = 0,
+    dropout: float = 0.0,
+    causal: bool = True,
+) -> TokenModel:
+    """A model with its parameters set, on the CPU; a pure function of its arguments.
 
     Every module is initialised under a seed made of `seed` and the module's own name, so that two variants
     start from the same values wherever they have a module of the same name and shape: comparisons are paired.
     """
     torch.manual_seed(seed)
-    model = Decoder(arch, vocab, max_len, dropout)
-    init: Init = registry.make("init", arch.init, site_of(arch, vocab, max_len, causal=True))
+    model = TokenModel(arch, vocab, max_len, dropout, causal)
+    init: Init = registry.make("init", arch.init, site_of(arch, vocab, max_len, causal))
     for name, module in reversed(list(model.named_modules())):  # children first: a parent may refine them
         torch.manual_seed(_seed_of(seed, name))
         if hasattr(module, "reset_parameters"):
@@ -138,16 +152,20 @@ def build_decoder(arch: ArchSpec, vocab: int, max_len: int, *, seed: int = 0, dr
     return model
 
 
-def build_on_meta(arch: ArchSpec, vocab: int, max_len: int) -> Decoder:
-    """The decoder without values: for counting and for probing."""
+def build_on_meta(arch: ArchSpec, vocab: int, max_len: int, causal: bool = True) -> TokenModel:
+    """The model without values: for counting and for probing."""
     with torch.device("meta"):
-        return Decoder(arch, vocab, max_len)
+        return TokenModel(arch, vocab, max_len, causal=causal)
 
 
-def _at(site: Site, layer: int) -> Site:
-    from dataclasses import replace
-
-    return replace(site, layer=layer)
+def refuse_bidirectional(arch: ArchSpec) -> None:
+    """Raise `UserError` naming a component that is declared `causal=False`."""
+    parts: list[tuple[str | tuple[str, ...], Component]] = [(SUBLAYER, part) for _, part in arch.sublayers]
+    parts += [(slot, getattr(arch, slot)) for slot in registry.SLOTS if hasattr(arch, slot)]
+    for slots, part in parts:
+        entry = registry.find(slots, part.name)
+        if not entry.causal:
+            raise UserError(f"{entry.slot} {entry.name!r} sees the future and cannot be used in a causal model")
 
 
 def _seed_of(seed: int, name: str) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ablate import registry
-from ablate.build import Decoder, build_on_meta
+from ablate.build import TokenModel, build_on_meta
 from ablate.components.mixers.attention import Attention
 from ablate.contracts import Cache
 from ablate.probe import probe
@@ -101,7 +101,7 @@ def params_by_slot(model: nn.Module) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _flops(model: Decoder, length: int) -> tuple[int, int, float, int]:
+def _flops(model: TokenModel, length: int) -> tuple[int, int, float, int]:
     """Forward, backward, the forward part that the definition does not need, and bytes kept for backward."""
     tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
     kept: dict[int, int] = {}
@@ -143,7 +143,7 @@ def _flops(model: Decoder, length: int) -> tuple[int, int, float, int]:
     return forward, total - forward, spared, sum(n for key, n in kept.items() if key not in weights)
 
 
-def _cache_bytes(model: Decoder, length: int) -> tuple[int, int]:
+def _cache_bytes(model: TokenModel, length: int) -> tuple[int, int]:
     """The decoding state of one sequence at full length, and its part that does not grow."""
 
     def at(T: int) -> int:

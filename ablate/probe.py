@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ablate.build import Decoder, build_on_meta
+from ablate.build import build_on_meta
 from ablate.contracts import Position
 from ablate.errors import UserError
 from ablate.spec import ArchSpec
@@ -25,9 +25,9 @@ HOOKS = {
 }
 
 
-def probe(arch: ArchSpec, vocab: int, max_len: int) -> None:
+def probe(arch: ArchSpec, vocab: int, max_len: int, causal: bool = True) -> None:
     """Raise `UserError` naming what has no effect; return when everything has."""
-    model = build_on_meta(arch, vocab, max_len)
+    model = build_on_meta(arch, vocab, max_len, causal)
     called = watch_hooks(model.position)
     tokens = torch.zeros(1, max_len, dtype=torch.long, device="meta")
     model.nll(tokens, tokens).mean().backward()
@@ -62,6 +62,6 @@ def watch_hooks(position: Position) -> set[str]:
     return called
 
 
-def unused_parameters(model: nn.Module | Decoder) -> list[str]:
+def unused_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters that got no gradient."""
     return [name for name, parameter in model.named_parameters() if parameter.grad is None]

@@ -46,7 +46,8 @@ class ArchSpec:
     """An architecture: sizes, the pattern of sublayers, and one component for each slot.
 
     `order` is a string over the letters of `sublayers`; it is one *layer*, repeated `depth` times. `d_head` is
-    d_model / n_heads and `d_ff` is 4 d_model unless given. The defaults are GPT-2's shape with exact GELU.
+    d_model / n_heads and `d_ff` is 4 d_model unless given. The defaults are GPT-2's shape, with exact GELU
+    and an initialisation that suits any width (0.02, made for width 768 and more, cripples gates at width 48).
     """
 
     d_model: int = 128
@@ -66,7 +67,7 @@ class ArchSpec:
     residual: Component = slot("residual", "pre")
     stack: Component = slot("stack", "plain")
     sharing: Component = slot("sharing", "none")
-    init: Component = slot("init", "gpt2")
+    init: Component = slot("init", "lecun")
     head: Component = slot("head", "softmax")
 
     def __post_init__(self) -> None:

@@ -38,6 +38,23 @@ class T5Init(Init):
             nn.init.normal_(module.weight, std=1.0)
 
 
+@register("init", "lecun", paper="LeCun, Bottou, Orr and Müller 1998, Efficient BackProp, section 4.6")
+class LeCunInit(Init):
+    """Matrices N(0, 1/d_in); biases 0; embeddings N(0, 1/d_model): the same activations at every width.
+
+    Differs from the paper: matrices that write to the residual stream N(0, 1/(d_in n)), n the number of
+    residual branches in the tower, as GPT-2 does.
+    """
+
+    def __call__(self, module: nn.Module) -> None:
+        if isinstance(module, Linear):
+            branches = self.site.sublayers if module.role == "write" else 1
+            nn.init.normal_(module.weight, std=module.gain / math.sqrt(module.in_features * branches))
+            _zero_bias(module)
+        elif isinstance(module, Table):
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+
+
 @register("init", "gpt2", paper="Radford et al. 2019 (GPT-2), section 2.3, and its released code")
 class GPT2Init(Init):
     """Matrices and embeddings N(0, std^2); biases 0.

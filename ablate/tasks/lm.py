@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ablate.build import Decoder, build_decoder
+from ablate.build import TokenModel, build_model
 from ablate.data.batches import TrainBatches, eval_windows
 from ablate.data.tokens import Tokens, prepare
 from ablate.registry import register
@@ -55,8 +55,8 @@ class LanguageModelling(Task):
             "unknown_frac": tokens.unknown_frac,
         }
 
-    def build(self, arch: ArchSpec, seed: int, dropout: float) -> Decoder:
-        return build_decoder(arch, self.vocab, self.max_len, seed=seed, dropout=dropout)
+    def build(self, arch: ArchSpec, seed: int, dropout: float) -> TokenModel:
+        return build_model(arch, self.vocab, self.max_len, seed=seed, dropout=dropout)
 
     def batches(self, batch_tokens: int, seed: int) -> _TensorBatches:
         size = batch_tokens // self.data.seq_len
@@ -67,7 +67,7 @@ class LanguageModelling(Task):
         return torch.from_numpy(eval_windows(self.tokens.splits[split], self.data.seq_len, at_most))
 
     def objective(self, model: nn.Module, batch: Tensor, train: TrainSpec) -> tuple[Tensor, Tensor]:
-        assert isinstance(model, Decoder)
+        assert isinstance(model, TokenModel)
         x_BTD, ctx = model(batch[:, :-1])
         loss_BT, nll_BT = model.head.objective(x_BTD, batch[:, 1:], train.label_smoothing, train.z_loss)
         loss = loss_BT.mean()
