@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -94,6 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in `ablate list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that may not be written
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "; free some space and run the command again: nothing that ended is lost" if full else ""
+        print(f"ablate: {error}{hint}", file=sys.stderr)
+        return 75 if full else 2
 
 
 def _command(sub: Any, name: str, help_: str, action: Any) -> argparse.ArgumentParser:

@@ -24,8 +24,8 @@ def run(options: Namespace) -> int:
     from ablate.grid import load_grid
     from ablate.plan import make_plan
     from ablate.run.ledger import Ledger
+    from ablate.run.mlflow_store import default_uri
     from ablate.run.study import StudyRun
-    from ablate.run.tracking import default_uri
 
     if options.address and options.executor != "ray":
         raise UserError("--address names a Ray cluster: add --executor ray")
@@ -202,11 +202,11 @@ def ui(options: Namespace) -> int:
     """Serve the MLflow dashboard on loopback until interrupted."""
     import subprocess
 
-    from ablate.run.tracking import QUIET, default_uri
+    from ablate.run.mlflow_store import QUIET, database_of, default_uri
 
     uri = options.tracking_uri or default_uri(options.results)
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not database.is_file():
+    database = database_of(uri)
+    if database is not None and not database.is_file():
         raise UserError(f"{database} does not exist: run a study first, or give --results or --tracking-uri")
     print(f"MLflow dashboard on http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(options.port)]

@@ -29,6 +29,10 @@ class Origin:
     def error(self, problem: str, below: Path_ = ()) -> UserError:
         return self.document.error((*self.path, *below), f"{self.note}{problem}")
 
+    def below(self, *keys: str) -> Origin:
+        """The place of something inside. A named variant has no places inside: it stands in no grid."""
+        return self if self.note else Origin(self.document, (*self.path, *keys))
+
 
 class Draft:
     """A plain tree of settings with their origins."""
@@ -64,12 +68,12 @@ class Draft:
     def set(self, path: Path_, value: Any, origin: Origin) -> None:
         """Set one path. A component may be set whole, or one option of it: `arch.position.base`."""
         if path[0] not in SECTIONS or len(path) < 2:
-            hint = _sections_with(path[0])
+            hint = sections_with(path[0])
             raise origin.error(f"{unknown('path', '.'.join(path), hint or SECTIONS)}")
         section, name = self.tree[path[0]], path[1]
         if name == "sublayers" and len(path) == 2 and isinstance(value, Mapping):
             for letter, part in value.items():
-                self.set((*path, str(letter)), part, origin)
+                self.set((*path, str(letter)), part, origin.below(str(letter)))
             return
         for known in [known for known in self.origins if known[: len(path)] == path]:
             del self.origins[known]
@@ -105,11 +109,17 @@ class Draft:
         for depth in range(len(error.path), 1, -1):
             if origin := self.origins.get(error.path[:depth]):
                 below = error.path[depth:]
-                return origin.error(f"{'.'.join(below)}: {error.problem}" if below else error.problem)
-        near = [origin for path, origin in self.origins.items() if path[:1] == error.path[:1]]
-        if not near:
+                if origin.note and below:
+                    return origin.error(f"{'.'.join(below)}: {error.problem}")
+                return origin.below(*below).error(error.problem)
+        near = [(path, origin) for path, origin in self.origins.items() if path[:1] == error.path[:1]]
+        if not (near := near or list(self.origins.items())):
             return UserError(str(error))
-        return near[-1].error(f"{'.'.join(error.path)}: {error.problem}")
+        path, origin = near[-1]
+        if origin.note:
+            return origin.error(str(error))
+        above = origin.path[:-1] if "." in origin.path[-1] else origin.path[: -len(path)]
+        return Origin(origin.document, (*above, *error.path)).error(error.problem)
 
 
 def _patched(now: Any, default: Any, options: Path_, value: Any, origin: Origin) -> Any:
@@ -129,6 +139,6 @@ def _default(section: str, name: str) -> Any:
     return next((field.default for field in fields(SECTIONS[section]) if field.name == name), None)
 
 
-def _sections_with(name: str) -> list[str]:
+def sections_with(name: str) -> list[str]:
     """Full paths of the fields called `name`: `position` -> `arch.position`."""
     return [f"{key}.{name}" for key, cls in SECTIONS.items() if name in {field.name for field in fields(cls)}]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate import registry
-from ablate.draft import Draft, Origin
+from ablate.draft import Draft, Origin, sections_with
 from ablate.errors import UserError, unknown
 from ablate.match import TARGETS
 from ablate.overlays import BASELINE, compose, ladders
@@ -31,6 +31,7 @@ from ablate.yamlfile import Document, parse_scalar, read_yaml
 
 KEYS = ("study", "base", "variants", "axes", "sizes", "budgets", "match", "tolerance", "seeds", "plugins")
 BUDGETS = ("tokens_per_param", "tokens", "flops")
+MOST_SEEDS = 10_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -151,16 +152,21 @@ def _override(document: Document, text: str) -> None:
     keys = path.split(".")
     if keys[0] == "base":
         keys = keys[1:]
-    if keys and keys[0] in SECTIONS:
+    if keys == ["preset"] or (keys and keys[0] in SECTIONS):
         place: tuple[str, ...] = ("base", ".".join(keys))
     elif keys and keys[0] in KEYS:
         place = (keys[0], ".".join(keys[1:])) if len(keys) > 1 else (keys[0],)
     else:
-        raise UserError(f"--set {path}: {unknown('path', path, (*SECTIONS, *KEYS))}")
+        known = (keys and sections_with(keys[0])) or (*SECTIONS, *(key for key in KEYS if key != "base"))
+        raise UserError(f"--set {path}: {unknown('path', path, known)}")
     tree = document.value
     if len(place) == 2:
         inner = tree.get(place[0])
-        tree[place[0]] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+        if inner is not None and not isinstance(inner, Mapping):
+            raise UserError(f"--set {path}: {place[0]} is not a mapping in {document.file}: set all of {place[0]}")
+        if place[0] == "variants" and len(keys) > 2 and place[1] not in (inner or {}):
+            raise UserError(f"--set {path}: set the whole variant, as --set variants.{keys[1]}={{train.lr: 1e-3}}")
+        tree[place[0]] = inner = dict(inner or {})
         tree = inner
     tree.pop(place[-1], None)  # last in order: it is laid over the rest
     tree[place[-1]] = parse_scalar(value)
@@ -190,11 +196,13 @@ def _plugins(document: Document) -> tuple[Path, ...]:
         place = ("plugins", str(index))
         if not isinstance(file, str):
             raise document.error(place, f"{file!r} must be the path of a Python file")
-        path = (document.file.resolve().parent / file).resolve()
         try:
+            path = (document.file.resolve().parent / Path(file).expanduser()).resolve()
             registry.add_plugin(path)
         except UserError as error:
             raise document.error(place, str(error)) from None
+        except (RuntimeError, ValueError) as error:  # no such home, a null character
+            raise document.error(place, f"{file!r} is no path: {error}") from None
         found.append(path)
     return tuple(found)
 
@@ -202,6 +210,9 @@ def _plugins(document: Document) -> tuple[Path, ...]:
 def _base(document: Document) -> Draft:
     tree = _mapping(document, ("base",))
     draft = Draft()
+    for key in tree:
+        if "." not in key and key not in (known := ("preset", *SECTIONS)):
+            raise document.error(("base", key), unknown("key", key, sections_with(key) or known))
     if (preset := tree.get("preset")) is not None:
         origin = Origin(document, ("base", "preset"))
         if not isinstance(preset, str):
@@ -218,6 +229,7 @@ def _base(document: Document) -> Draft:
 
 def _variants(document: Document) -> tuple[Variant, ...]:
     tree = document.value.get("variants", {BASELINE: None})
+    tree = {} if tree is None else tree
     if isinstance(tree, list):
         variants = []
         for index, name in enumerate(tree):
@@ -324,9 +336,9 @@ def _budgets(document: Document) -> tuple[Budget, ...]:
 
 def _match(document: Document) -> str:
     target = document.value.get("match", "params")
-    if target not in TARGETS:
+    if not isinstance(target, str) or target not in TARGETS:
         raise document.error(("match",), unknown("match", target, TARGETS))
-    return str(target)
+    return target
 
 
 def _tolerance(document: Document) -> float:
@@ -339,6 +351,8 @@ def _tolerance(document: Document) -> float:
 def _seeds(document: Document) -> tuple[int, ...]:
     seeds = document.value.get("seeds", 1)
     if isinstance(seeds, int) and not isinstance(seeds, bool):
+        if seeds > MOST_SEEDS:
+            raise document.error(("seeds",), f"{seeds} are too many: give a count up to {MOST_SEEDS}, or a list")
         seeds = list(range(seeds))
     if not isinstance(seeds, list) or not all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds):
         raise document.error(("seeds",), f"{seeds!r} must be a count, or a list of whole numbers from 0")

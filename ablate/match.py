@@ -60,7 +60,7 @@ class Matcher:
             tried.append(candidate)
         nearest = sorted(tried, key=lambda candidate: candidate.worst)[:3]
         raise Unmatched(
-            f"cannot be matched in {' and '.join(want)} within {tolerance:.1%}; nearest: "
+            f"cannot be matched in {' and '.join(want)} within {100 * tolerance:g}%; nearest: "
             + "; ".join(candidate.describe() for candidate in nearest)
         )
 

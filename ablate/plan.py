@@ -15,8 +15,8 @@ from ablate.data.corpora import resolve
 from ablate.draft import Draft
 from ablate.errors import SpecError, UserError
 from ablate.grid import Budget, Choice, Grid, Variant
-from ablate.match import TARGETS, Matcher, Unmatched
-from ablate.spec import ArchSpec, DataSpec, TrainSpec, TrialSpec, registry_slot
+from ablate.match import TARGETS, Candidate, Matcher, Unmatched
+from ablate.spec import ArchSpec, DataSpec, Resources, TrainSpec, TrialSpec, registry_slot
 from ablate.tasks.base import Task
 
 
@@ -99,6 +99,7 @@ class _Planner:
         self.book = CostBook(cache / "cost")
         self._data: dict[DataSpec, DataSpec] = {}
         self._tasks: dict[DataSpec, Task] = {}
+        self._solved: dict[tuple[Any, ...], Candidate] = {}  # axes of training repeat the same architectures
 
     def cell(self, size: Choice, axes: Choice) -> Iterator[Row]:
         """The rows of all variants at one size and axis setting, the baseline's first."""
@@ -107,14 +108,16 @@ class _Planner:
         common.lay(axes.settings, axes.origin)
         baseline: tuple[TrialSpec, Cost] | None = None
         seen: dict[TrialSpec, str] = {}
+        where = f" at {axes.label}" if axes.label else ""
         for variant in self.grid.variants:
             draft = variant.lay_on(common)
             asked = spec = self.resolved(draft)
-            if spec in seen:
+            same = replace(spec, resources=Resources())  # they are no part of the experiment
+            if same in seen:
                 raise variant.origin.error(
-                    f"variant {variant.name!r} has no effect: it is the same experiment as {seen[spec]!r}"
+                    f"variant {variant.name!r} has no effect{where}: it is the same experiment as {seen[same]!r}"
                 )
-            seen[spec] = variant.name
+            seen[same] = variant.name
             solved: dict[str, int] = {}
             if baseline is None:
                 cost = self.cost(spec, variant)
@@ -152,12 +155,24 @@ class _Planner:
                 raise draft.error(SpecError(("data", "path"), str(error))) from None
         spec = draft.spec(data=self._data[data])
         try:
-            self.task(spec.data)
+            task = self.task(spec.data)
         except SpecError as error:
             raise draft.error(SpecError(("data", "tokenizer", *error.path), error.problem)) from None
         except UserError as error:
-            where = "tokenizer" if "tokenizer" in str(error) else "path"
-            raise draft.error(SpecError(("data", where), str(error))) from None
+            raise draft.error(SpecError(("data", "path"), str(error))) from None
+        try:
+            task.batches(spec.data.seq_len, 0)
+            for split in task.splits[1:]:
+                task.held_out(split, 1)
+        except UserError as error:
+            raise draft.error(SpecError(("data", "seq_len"), str(error))) from None
+        if spec.train.optimizer.options:  # torch knows their ranges
+            try:
+                parts: list[dict[str, Any]] = [{"params": [torch.zeros(1, 1, requires_grad=True)]}]
+                registry.make("optimizer", spec.train.optimizer).build(parts, spec.train.lr)
+            except (ValueError, RuntimeError) as error:
+                problem = f"optimizer {spec.train.optimizer.name!r}: {error}"
+                raise draft.error(SpecError(("train", "optimizer"), problem)) from None
         if spec.train.precision == "auto":
             spec = replace(spec, train=replace(spec.train, precision=default_precision(spec)))
         return spec
@@ -176,6 +191,9 @@ class _Planner:
             return self.book.cost(spec.arch, task.vocab, task.max_len)
         except UserError as error:
             raise variant.origin.error(f"variant {variant.name!r}: {error}") from None
+        except Exception as error:  # an option's value that torch refuses, a mistake in a plugin
+            problem = f"variant {variant.name!r} cannot be built: {type(error).__name__}: {error}"
+            raise variant.origin.error(problem) from error
 
     def matched(
         self, draft: Draft, spec: TrialSpec, variant: Variant, size: Choice, axes: Choice, want: Cost
@@ -197,14 +215,17 @@ class _Planner:
 
         values = {"params": float(want.params_total), "flops": want.flops_forward}
         frozen = frozenset(variant.paths()) | frozenset(axes.settings)
+        key = (variant.name, spec.arch, tuple(values.values()), frozen, task.vocab, task.max_len)
         try:
-            found = Matcher(make, task.vocab, task.max_len, flops).solve(
-                {target: values[target] for target in targets}, self.grid.tolerance, frozen
-            )
+            if key not in self._solved:
+                self._solved[key] = Matcher(make, task.vocab, task.max_len, flops).solve(
+                    {target: values[target] for target in targets}, self.grid.tolerance, frozen
+                )
         except Unmatched as error:
             raise variant.origin.error(
                 f"variant {variant.name!r} at size {size.label!r} {error}. Widen `tolerance`, or set `match: none`"
             ) from None
+        found = self._solved[key]
         spec = replace(spec, arch=found.arch)
         return spec, self.cost(spec, variant), dict(found.sizes)
 
@@ -230,8 +251,10 @@ class _Planner:
             return ", ".join(each for each in (row.variant, row.size, row.axes, row.budget) if each)
 
         where = "budgets" if row.budget != other.budget else "axes" if row.axes != other.axes else "sizes"
+        if row.variant != other.variant:
+            where = "variants"
         return self.grid.document.error(
-            (where,), f"two cells are the same experiment: ({name(row)}) and ({name(other)})"
+            (where,), f"two cells are the same experiment: ({name(other)}) and ({name(row)})"
         )
 
 

@@ -59,12 +59,14 @@ def memory_bytes(row: Row) -> float:
 def print_plan(plan: Plan, ledger: Ledger) -> None:
     """The plan for a person."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 240  # a file or a pipe has no width: nothing is cut off
     done = sum(ledger.trial(trial.id).record() is not None for trial in plan.trials)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, justify in (("variant", "left"), ("size", "left"), ("params", "right"), ("vs base", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for name in ("FLOP/token", "vs base", "tokens", "memory"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("differs in")
     for row in plan.rows:
         cell = ", ".join(each for each in (row.size, row.axes, row.budget) if each)
@@ -87,5 +89,6 @@ def print_plan(plan: Plan, ledger: Ledger) -> None:
     console.print(table)
     console.print(
         f"{len(plan.trials)} trials over seeds {list(plan.grid.seeds)}, {done} already done; match: "
-        f"{plan.grid.match} within {plan.grid.tolerance:.1%}; {plan.total_flops:.3g} training FLOPs in all"
+        f"{plan.grid.match} within {plan.grid.tolerance:.1%}; {plan.total_flops:.3g} training FLOPs in all",
+        soft_wrap=True,
     )

@@ -132,7 +132,7 @@ def add_plugin(file: Path) -> list[Entry]:
     """Enter the components of a user's own file. Its code is hashed, so that a change of it changes ids."""
     file = file.resolve()
     if not file.is_file():
-        raise UserError(f"plugin {file} does not exist")
+        raise UserError(f"plugin {file} {'is not a file' if file.exists() else 'does not exist'}")
     tree = _parse(file)
     code = syntax_hash(file.read_text(encoding="utf-8"))
     if _plugin_files.get(file) == code:
@@ -198,8 +198,11 @@ def _read(file: Path, tree: ast.Module, module: str, code: str) -> Iterator[Entr
             try:
                 slot, name = (ast.literal_eval(value) for value in mark.args)
                 facts = {str(word.arg): ast.literal_eval(word.value) for word in mark.keywords}
+                written = isinstance(name, str) and isinstance(facts.get("paper"), str)
             except ValueError:
-                raise UserError(f"{place}: the arguments of @register must be literals") from None
+                written = False
+            if not written or facts.keys() - {"paper", "causal", "version"}:
+                raise UserError(f"{place}: write @register(slot, name, paper=...), all of it literal text")
             if slot not in KINDS:
                 raise UserError(f"{place}: {unknown('slot', slot, KINDS)}")
             yield Entry(
@@ -225,7 +228,7 @@ def _parse(file: Path) -> ast.Module:
     try:
         return ast.parse(file.read_text(encoding="utf-8"), str(file))
     except SyntaxError as error:
-        raise UserError(f"{file}:{error.lineno}: not Python: {error.msg}") from None
+        raise UserError(f"{file}:{error.lineno or 1}: not Python: {error.msg}") from None
     except UnicodeDecodeError:
         raise UserError(f"{file}: not a UTF-8 text file") from None
 
@@ -247,6 +250,6 @@ def _import_file(name: str, file: Path) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(f"plugin {file} cannot be imported: {type(error).__name__}: {error}") from error

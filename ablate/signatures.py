@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def accept(kind: ast.expr, value: Any) -> Any:
                 return value
         case ast.Name(id="float"):
             if isinstance(value, int | float) and not isinstance(value, bool):
+                if not abs(value) <= sys.float_info.max:
+                    raise ValueError(f"{value} must be a finite number")
                 return float(value)
         case ast.Name(id="str"):
             if isinstance(value, str):
@@ -55,7 +58,8 @@ def accept(kind: ast.expr, value: Any) -> Any:
             if isinstance(value, list | tuple):
                 return [accept(item, each) for each in value]
         case _:
-            raise ValueError(f"options of type {ast.unparse(kind)} are not supported")
+            known = "bool, int, float, str, Literal[...], list[...] and unions of them with None"
+            raise ValueError(f"options of type {ast.unparse(kind)} are not supported, but {known}")
     raise ValueError(f"{value!r} is {_kind_of(value)}, must be {ast.unparse(kind)}")
 
 
@@ -95,9 +99,14 @@ def _options_of(init: ast.FunctionDef, place: str) -> tuple[Option, ...]:
         if default is None or argument.annotation is None:
             raise UserError(f"{place}: option {argument.arg!r} needs a type and a default")
         try:
-            options.append(Option(argument.arg, ast.unparse(argument.annotation), ast.literal_eval(default)))
+            option = Option(argument.arg, ast.unparse(argument.annotation), ast.literal_eval(default))
         except ValueError:
             raise UserError(f"{place}: the default of option {argument.arg!r} must be a literal") from None
+        try:
+            option.accept(option.default)
+        except ValueError as error:
+            raise UserError(f"{place}: option {argument.arg!r}: {error}") from None
+        options.append(option)
     return tuple(options)
 
 

@@ -307,7 +307,7 @@ def parse_component(slots: str | tuple[str, ...], value: Any, path: tuple[str, .
         if key == "name":
             continue
         if key not in options:
-            problem = unknown(f"option of {entry.slot} {entry.name!r}", key, options)
+            problem = unknown(f"option of {entry.slot} {entry.name!r}:", key, options)
             raise SpecError((*path, str(key)), problem if options else f"{entry.name!r} takes no options")
         try:
             each = options[key].accept(each)

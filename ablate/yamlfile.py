@@ -11,16 +11,18 @@ import yaml
 
 from ablate.errors import UserError
 
-INT = re.compile(r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+")
-FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
+DIGITS = r"[0-9]+(?:_[0-9]+)*"
+INT = re.compile(rf"[-+]?{DIGITS}|0x[0-9a-fA-F]+|0o[0-7]+")
+FLOAT = re.compile(rf"[-+]?(\.{DIGITS}|{DIGITS}(\.({DIGITS})?)?)([eE][-+]?[0-9]+)?")
 SPECIAL = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
-    **dict.fromkeys((".inf", "+.inf", ".Inf"), float("inf")),
-    "-.inf": float("-inf"),
-    ".nan": float("nan"),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
 }
+TAG = "tag:yaml.org,2002:"  # what plain values get by themselves
 
 Path_ = tuple[str, ...]
 
@@ -56,8 +58,9 @@ def read_yaml(file: Path) -> Document:
         raise UserError(f"{file} does not exist") from None
     except IsADirectoryError:
         raise UserError(f"{file} is a folder, not a file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: not a UTF-8 text file") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{file}:{line}: not UTF-8 text: byte 0x{error.object[error.start]:02x}") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     return parse_yaml(text, file)
@@ -74,8 +77,11 @@ def parse_yaml(text: str, file: Path) -> Document:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise UserError(f"{file}:{line}: not YAML: {error.problem or error.context}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(f"{file}:{line}: not YAML: holds the character U+{ord(text[error.position]):04X}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not YAML: {error}") from None
+        raise UserError(f"{file}: not YAML: {str(error).splitlines()[0]}") from None
     return document
 
 
@@ -84,7 +90,7 @@ def parse_scalar(text: str) -> Any:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         return None if node is None else _value(node, (), Document(Path("--set"), text), ())
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--set: {text!r} is not a YAML value: {str(error).splitlines()[0]}") from None
 
 
@@ -93,6 +99,9 @@ def _value(node: yaml.Node, path: Path_, document: Document, above: tuple[int, .
     if id(node) in above:
         raise UserError(f"{document.file}:{node.start_mark.line + 1}: an alias contains itself")
     above = (*above, id(node))
+    if not node.tag.startswith(TAG) or node.tag.startswith(f"{TAG}python/"):
+        tag = node.tag.replace(TAG, "!!")
+        raise UserError(f"{document.file}:{node.start_mark.line + 1}: tags ({tag}) are not supported: leave it out")
     if isinstance(node, yaml.ScalarNode):
         return _scalar(node)
     if isinstance(node, yaml.SequenceNode):

@@ -144,10 +144,14 @@ def _fit_one(part: pd.DataFrame, x: str, y: str, draws: int) -> dict[str, object
         return {**row, "note": f"not fitted: {error}"}
     if min(len(losses) for _, losses in points) > 1:
         rng = np.random.default_rng(0)
-        law.bootstrap(
-            [(at, np.array([rng.choice(losses, len(losses)).mean() for _, losses in points])) for _ in range(draws)]
-        )
+        law.bootstrap([(at, np.array([_resampled_mean(losses, rng) for _, losses in points])) for _ in range(draws)])
     row |= law.params_ | {"objective": law.objective_, "law": law, "note": "; ".join(law.warnings_)}
     for name, (lo, hi) in law.ci95_.items():
         row |= {f"{name}_lo": lo, f"{name}_hi": hi}
     return row
+
+
+def _resampled_mean(losses: Array, rng: np.random.Generator) -> float:
+    """Resampling n values with replacement spreads their mean by sqrt((n - 1) / n) too little: scaled back up."""
+    n, mean = len(losses), losses.mean()
+    return float(mean + np.sqrt(n / (n - 1)) * (rng.choice(losses, n).mean() - mean))

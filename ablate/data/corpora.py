@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -45,7 +46,7 @@ class Corpus:
 
         Sources that are split already keep their splits. Otherwise documents are split by a hash of their text,
         so that equal documents never lie on both sides; with fewer than 20 documents each is cut at line ends
-        into a training part, a validation part and a test part.
+        (at spaces in the rest of a line) into a training part, a validation part and a test part.
         """
         sources = dict(self.files)
         if "all" not in sources:
@@ -68,8 +69,9 @@ class Corpus:
     def _cut(self, text: str) -> Iterator[tuple[str, str]]:
         ends = []
         for fraction in (1 - self.valid - self.test, 1 - self.test):
-            end = text.find("\n", int(len(text) * fraction)) + 1
-            ends.append(end or len(text))
+            at = int(len(text) * fraction)
+            found = (text.find(mark, at, len(text) - 1) + 1 for mark in ("\n", " "))
+            ends.append(next(filter(None, found), len(text)))
         for split, part in zip(SPLITS, (text[: ends[0]], text[ends[0] : ends[1]], text[ends[1] :]), strict=True):
             if part:
                 yield split, part
@@ -95,21 +97,28 @@ def resolve(data: DataSpec, folder: Path) -> DataSpec:
     """
     tokenizer = data.tokenizer
     if (path := tokenizer.get("path")) is not None:
-        file = (folder / path).expanduser().resolve()
-        if not file.exists():
+        file = _place(folder, path, ["tokenizer", "path"])
+        if not os.path.exists(file):
             raise SpecError(["tokenizer", "path"], f"{file} does not exist")
         tokenizer = replace(tokenizer, options=tuple(sorted({**dict(tokenizer.options), "path": str(file)}.items())))
     if data.path is not None:
         places = (
-            tuple((split, str((folder / file).expanduser().resolve())) for split, file in data.path)
+            tuple((split, str(_place(folder, file, ["path", split]))) for split, file in data.path)
             if isinstance(data.path, tuple)
-            else str((folder / data.path).expanduser().resolve())
+            else str(_place(folder, data.path, ["path"]))
         )
         data = replace(data, path=places)
     elif data.corpus is not None and data.corpus != "kjv":
         raise SpecError(["corpus"], unknown("corpus", data.corpus, ["kjv"]) + " (your own files: data.path)")
     data = replace(data, tokenizer=tokenizer)
     return replace(data, content=_fingerprint(data))
+
+
+def _place(folder: Path, path: str, where: list[str]) -> Path:
+    try:
+        return (folder / Path(path).expanduser()).resolve()
+    except (RuntimeError, ValueError) as error:  # no such home, a null character
+        raise SpecError(where, f"{path!r} is no path: {error}") from None
 
 
 def corpus_of(data: DataSpec) -> Corpus:
@@ -139,7 +148,7 @@ def _files(data: DataSpec) -> dict[str, tuple[Path, ...]]:
 
 
 def _readable(path: Path) -> tuple[Path, ...]:
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise SpecError(["path"], f"{path} does not exist")
     if path.is_file():
         return (path,)

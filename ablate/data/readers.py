@@ -5,9 +5,11 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import io
 import json
 import lzma
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -15,13 +17,12 @@ from typing import IO, Any
 from ablate.errors import UserError, unknown
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-COMPRESSED = (*OPENERS, ".zst")
 
 
 def kind_of(file: Path) -> str | None:
     """The format of a file by its name without a compression suffix, None where no reader knows it."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
+    if suffixes and suffixes[-1] in OPENERS:
         suffixes.pop()
     return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
 
@@ -34,28 +35,75 @@ def read_documents(file: Path, column: str) -> Iterator[str]:
     kind = kind_of(file)
     if kind is None:
         known = ", ".join(READERS)
-        raise UserError(f"{file}: cannot be read as text; known: {known}, each also with {', '.join(COMPRESSED)}")
+        raise UserError(f"{file}: cannot be read as text; known: {known}, each also with {', '.join(OPENERS)}")
     try:
         yield from READERS[kind](file, column)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file}: not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}; "
+            f"{file}:{_bad_line(file)}: not UTF-8: byte 0x{error.object[error.start]:02x}; "
             "convert it first, for example with iconv -f latin1 -t utf-8"
         ) from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
 
 
-def _open(file: Path) -> IO[str]:
-    suffix = file.suffix.lower()
-    if suffix == ".zst":
-        import zstandard
+class Zstandard(io.RawIOBase):
+    """The bytes of a .zst file, all its frames. (`zstandard.open` ends at the first, and at a torn one, silently.)"""
 
-        try:
-            return zstandard.open(file, "rt", encoding="utf-8", newline="")
-        except zstandard.ZstdError as error:
-            raise UserError(f"{file}: cannot be read: {error}") from None
-    return OPENERS.get(suffix, open)(file, "rt", encoding="utf-8", newline="")
+    def __init__(self, file: Path):
+        self._stream = open(file, "rb")
+        self._frame: Any = None
+        self._bytes = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        from zstandard import ZstdDecompressor, ZstdError
+
+        while not self._bytes:
+            if not (packed := self._stream.read(1 << 16)):
+                if self._frame is not None:
+                    raise EOFError("Compressed file ended before the end of its last frame")
+                return 0
+            while packed:
+                self._frame = self._frame or ZstdDecompressor().decompressobj()
+                try:
+                    self._bytes += self._frame.decompress(packed)
+                except ZstdError as error:
+                    raise OSError(error) from None
+                packed = self._frame.unused_data
+                if self._frame.eof:
+                    self._frame = None
+        size = min(len(buffer), len(self._bytes))
+        buffer[:size], self._bytes = self._bytes[:size], self._bytes[size:]
+        return size
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+OPENERS[".zst"] = lambda file, mode: io.BufferedReader(Zstandard(file))
+
+
+def _open_bytes(file: Path) -> Any:
+    return OPENERS.get(file.suffix.lower(), open)(file, "rb")
+
+
+def _open(file: Path) -> IO[str]:
+    return io.TextIOWrapper(_open_bytes(file), encoding="utf-8-sig", newline="")
+
+
+def _bad_line(file: Path) -> int:
+    """The first line that is not UTF-8; no character of it holds a line end, so lines can be tried alone."""
+    with _open_bytes(file) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def _read_text(file: Path, column: str) -> Iterator[str]:
@@ -73,7 +121,9 @@ def _read_jsonl(file: Path, column: str) -> Iterator[str]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{place}: not JSON: {error.msg}") from None
-            yield row if isinstance(row, str) else _cell(row, column, place)
+            except RecursionError:
+                raise UserError(f"{place}: nested too deeply") from None
+            yield _cell({column: row} if isinstance(row, str) else row, column, place)
 
 
 def _read_csv(file: Path, column: str) -> Iterator[str]:
@@ -113,9 +163,14 @@ def _cell(row: Any, column: str, place: str) -> str:
         raise UserError(f"{place}: holds {type(row).__name__}, must be an object or text")
     if column not in row:
         raise UserError(f"{place}: {unknown('column', column, row)} (set data.column)")
-    if not isinstance(row[column], str):
-        raise UserError(f"{place}: {column} is {row[column]!r}, must be text")
-    return row[column]
+    text = row[column]
+    if not isinstance(text, str):
+        raise UserError(f"{place}: column {column!r} is {text!r:.60}, must be text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+        raise UserError(f"{place}: holds U+{ord(text[error.start]):04X}, which is no character") from None
+    return text
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {

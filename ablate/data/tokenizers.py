@@ -14,6 +14,7 @@ from ablate.errors import SpecError, UserError
 from ablate.registry import register
 
 EOS, UNK = "<eos>", "<unk>"
+LARGEST = 10_000_000  # ids of a vocabulary
 
 
 class Tokenizer:
@@ -50,7 +51,9 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str) -> np.ndarray:
         ids = np.frombuffer(text.encode(), dtype=np.uint8)
         if not ids.all():
-            raise UserError("the text holds a zero byte, which tokenizer 'bytes' keeps for the end of a document")
+            raise SpecError(
+                [], "the text holds a zero byte, which tokenizer 'bytes' keeps for the end of a document: use another"
+            )
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -92,7 +95,10 @@ class LibraryTokenizer(Tokenizer):
     _inner: Any
 
     def encode(self, text: str) -> np.ndarray:
-        parts = [self._inner.encode(part, add_special_tokens=False).ids for part in _pieces(text)]
+        try:
+            parts = [self._inner.encode(part, add_special_tokens=False).ids for part in _pieces(text)]
+        except Exception as error:  # the library raises bare Exception: a word level without an unknown token
+            raise SpecError([], f"the tokenizer does not fit the text: {error}") from None
         return np.concatenate([np.asarray(ids, dtype=np.int64) for ids in parts])
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -108,7 +114,7 @@ class LibraryTokenizer(Tokenizer):
 
     def _adopt(self, inner: Any) -> None:
         self._inner = inner
-        self.vocab = inner.get_vocab_size()
+        self.vocab = max(inner.get_vocab().values(), default=0) + 1  # a saved one may have gaps
         for name in ("eos", "unk"):
             words = {"eos": (EOS, "<|endoftext|>", "</s>", "[SEP]"), "unk": (UNK, "[UNK]")}[name]
             found = [inner.token_to_id(word) for word in words if inner.token_to_id(word) is not None]
@@ -123,6 +129,8 @@ class WordTokenizer(LibraryTokenizer):
     """
 
     def __init__(self, *, vocab: int = 10000):
+        if not 3 <= vocab <= LARGEST:
+            raise SpecError(["vocab"], f"{vocab} must be from 3 (a word, {EOS} and {UNK}) to {LARGEST:,}")
         self.size = vocab
 
     def train(self, texts: Iterable[str]) -> None:
@@ -143,8 +151,8 @@ class BPETokenizer(LibraryTokenizer):
     """Byte-pair encoding over bytes, `vocab` ids including the 256 bytes and <eos>; nothing is unknown."""
 
     def __init__(self, *, vocab: int = 4096):
-        if vocab < 257:
-            raise UserError(f"tokenizer 'bpe': vocab {vocab} must be at least 257: 256 bytes and {EOS}")
+        if not 257 <= vocab <= LARGEST:
+            raise SpecError(["vocab"], f"{vocab} must be from 257 (256 bytes and {EOS}) to {LARGEST:,}")
         self.size = vocab
 
     def train(self, texts: Iterable[str]) -> None:
@@ -189,7 +197,7 @@ class SavedTokenizer(LibraryTokenizer):
         except UserError:
             raise
         except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{self.path}: not a saved tokenizer: {error}") from None
+            raise SpecError(["path"], f"{self.path}: not a saved tokenizer: {error}") from None
 
 
 def _gpt2_files(folder: Path) -> tuple[str, str]:
@@ -197,7 +205,7 @@ def _gpt2_files(folder: Path) -> tuple[str, str]:
         if (folder / vocab).is_file() and (folder / merges).is_file():
             json.loads((folder / vocab).read_text())
             return str(folder / vocab), str(folder / merges)
-    raise UserError(f"{folder}: holds neither encoder.json and vocab.bpe nor vocab.json and merges.txt")
+    raise SpecError(["path"], f"{folder}: holds neither encoder.json and vocab.bpe nor vocab.json and merges.txt")
 
 
 PIECE = 1 << 20

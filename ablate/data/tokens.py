@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,8 @@ import numpy as np
 from ablate import registry
 from ablate.data.corpora import SPLITS, Corpus, corpus_of
 from ablate.data.tokenizers import Tokenizer
-from ablate.errors import UserError
+from ablate.errors import SpecError, UserError
+from ablate.run.files import locked
 from ablate.spec import Component, DataSpec, canonical_component, digest
 
 CACHE_FORMAT = 1
@@ -48,10 +46,9 @@ def prepare(data: DataSpec, cache: Path) -> Tokens:
     """
     fingerprint = fingerprint_of(data)
     folder = cache / "tokens" / fingerprint
-    if not (folder / "meta.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
-            if not (folder / "meta.json").is_file():
+    if not _is_whole(folder):
+        with locked(folder.with_suffix(".lock")):
+            if not _is_whole(folder):
                 _make(data, folder)
     return _open(data.tokenizer, folder, fingerprint)
 
@@ -62,11 +59,17 @@ def fingerprint_of(data: DataSpec) -> str:
     return digest([CACHE_FORMAT, data.content, data.valid, data.test, tokenizer])
 
 
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    with open(file, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+def _is_whole(folder: Path) -> bool:
+    """Whether all files are there at their full sizes: a machine that went down can leave torn ones."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        size = np.dtype(meta["dtype"]).itemsize
+        full = {f"{split}.bin": size * meta["tokens"][split] for split in SPLITS}
+        return all((folder / name).stat().st_size == each for name, each in full.items()) and bool(
+            (folder / "tokenizer.json").stat().st_size
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _make(data: DataSpec, folder: Path) -> None:
@@ -79,6 +82,7 @@ def _make(data: DataSpec, folder: Path) -> None:
         _check(meta, data)
         (part / "tokenizer.json").write_text(json.dumps(tokenizer.state()))
         (part / "meta.json").write_text(json.dumps(meta))
+        shutil.rmtree(folder, ignore_errors=True)  # torn, or not there
         os.rename(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -99,7 +103,7 @@ def _write_splits(corpus: Corpus, tokenizer: Tokenizer, part: Path) -> dict[str,
                 ids = np.append(ids, tokenizer.eos)
             if split == "train":
                 counts += np.bincount(ids, minlength=tokenizer.vocab)
-            ids.astype(dtype).tofile(streams[split])
+            streams[split].write(ids.astype(dtype).tobytes())  # numpy's tofile hides why a write failed
             tokens[split] += len(ids)
             sizes[split] += len(text.encode())
             documents[split] += 1
@@ -120,14 +124,16 @@ def _write_splits(corpus: Corpus, tokenizer: Tokenizer, part: Path) -> dict[str,
 
 
 def _check(meta: dict[str, Any], data: DataSpec) -> None:
-    where = data.path or data.hub or data.corpus
+    files = dict(data.path) if isinstance(data.path, tuple) else {}
     for split in SPLITS:
         if not meta["tokens"][split]:
+            where = files.get(split) or data.path or data.hub or data.corpus
             raise UserError(f"{where}: the {split} split is empty: there is too little text")
     if meta["unknown_frac"] > MOST_UNKNOWN:
-        raise UserError(
-            f"tokenizer {data.tokenizer.name!r} does not fit {where}: {meta['unknown_frac']:.0%} of the tokens are "
-            "unknown to it; use a larger vocabulary, or bytes or bpe, which know every text"
+        raise SpecError(
+            [],
+            f"tokenizer {data.tokenizer.name!r} does not fit the text: {meta['unknown_frac']:.0%} of the tokens are "
+            "unknown to it; use a larger vocabulary, or bytes or bpe, which know every text",
         )
 
 

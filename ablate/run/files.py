@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,15 @@ def write_whole(file: Path, write: Callable[[Path], None]) -> None:
         _sync(file.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold a lock file, waiting for whoever has it. The kernel frees it when its holder dies."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def write_json(file: Path, value: Any) -> None:

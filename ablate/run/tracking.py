@@ -9,36 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import os
 import queue
 import threading
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ablate.run.files import read_json, write_json
 from ablate.run.ledger import Ledger
+from ablate.run.mlflow_store import files_of, open_client
 from ablate.spec import flatten
 
 STATUS = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
 BATCH_METRICS, BATCH_PARAMS = 1000, 100  # MLflow's documented limits a call
 PUBLISHED = "published.json"  # beside study.json: what this tracking URI has, to know without asking
-
-QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-}
-
-
-def default_uri(results: Path) -> str:
-    """SQLite in the results folder, unless MLFLOW_TRACKING_URI says otherwise."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(results / 'mlflow.db').resolve()}"
 
 
 class Mirror:
@@ -103,17 +89,12 @@ class Mirror:
     def _connect(self) -> None:
         if self._client is not None:
             return
-        os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
-        for noisy in ("alembic", "mlflow"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from mlflow.tracking import MlflowClient
-
-            client = MlflowClient(tracking_uri=self.uri)
-            name = self.study["study"]
-            experiment = client.get_experiment_by_name(name)
-            self._experiment = experiment.experiment_id if experiment else client.create_experiment(name)
+        client = open_client(self.uri)
+        name = self.study["study"]
+        experiment = client.get_experiment_by_name(name)
+        self._experiment = (
+            experiment.experiment_id if experiment else client.create_experiment(name, files_of(self.uri))
+        )
         token = None
         while True:
             page = client.search_runs([self._experiment], max_results=1000, page_token=token)

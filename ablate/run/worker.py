@@ -6,6 +6,7 @@ says that the machine, not the trial, is at fault: a full disk, a changed plugin
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -24,7 +25,8 @@ def work(job: Job) -> Generator[Event, None, None]:
     """Run one trial; what is not the trial's fault becomes a `fatal` event instead of an exception."""
     trial = run_trial(job)
     try:
-        yield from trial
+        for event in trial:  # noqa: UP028 - a delegated close would end in the handlers below
+            yield event
     except UserError as error:
         yield {"id": job.trial_id, "fatal": str(error), "code": 2}
     except OSError as error:
@@ -32,7 +34,8 @@ def work(job: Job) -> Generator[Event, None, None]:
         hint = ": the disk is full; free some space and run the command again" if full else ""
         yield {"id": job.trial_id, "fatal": f"trial {job.trial_id}: {error}{hint}", "code": 75 if full else 1}
     finally:
-        trial.close()
+        with contextlib.suppress(OSError):  # asked to stop, on a full disk: the checkpoint before this one stands
+            trial.close()
 
 
 def serve(pipe: Connection) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,17 @@ State = dict[str, Any]
 
 def save(file: Path, state: State) -> None:
     """Write a state of tensors, numbers, text, and lists and dicts of them. Raises `OSError` when it cannot."""
+
+    def write(part: Path) -> None:
+        with open(part, "wb") as stream:  # an open file, because torch's own writer does not say why it failed
+            torch.save(state, stream)
+
     try:
-        write_whole(file, lambda part: torch.save(state, part))
-    except RuntimeError as error:  # torch's writer hides a full disk in one
-        raise OSError(errno.EIO, f"writing a checkpoint failed: {error}", str(file)) from error
+        write_whole(file, write)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load(file: Path) -> State | None:

@@ -1,0 +1,66 @@
+"""Where MLflow keeps what the driver tells it: an SQLite file in the results, or any tracking URI."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ablate.run.files import locked
+
+SQLITE = "sqlite:///"
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
+
+
+def default_uri(results: Path) -> str:
+    """SQLite in the results folder, unless MLFLOW_TRACKING_URI says otherwise."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{(results / 'mlflow.db').resolve()}"
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of an SQLite store; None for another kind."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def files_of(uri: str) -> str | None:
+    """Where an experiment keeps files: beside an SQLite store, not in the folder that we happen to be in."""
+    database = database_of(uri)
+    return (database.resolve().parent / "mlartifacts").as_uri() if database else None
+
+
+def open_client(uri: str) -> Any:
+    """A client, quiet. A new SQLite store is made whole or not at all, by one process at a time.
+
+    MLflow makes its tables in dozens of migrations, and cannot go on from one that a full disk interrupted.
+    """
+    os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow.tracking import MlflowClient
+
+        database = database_of(uri)
+        if database is not None and not database.exists():
+            with locked(database.with_suffix(".lock")):
+                if not database.exists():
+                    _make(database)
+        return MlflowClient(tracking_uri=uri)
+
+
+def _make(database: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    part = database.with_name(f".{database.name}.{os.getpid()}.part")
+    try:
+        MlflowClient(tracking_uri=f"{SQLITE}{part}").search_experiments(max_results=1)
+        os.replace(part, database)
+    finally:
+        part.unlink(missing_ok=True)
