@@ -145,7 +145,7 @@ def build_model(
     model = TokenModel(arch, vocab, max_len, dropout, causal)
     init: Init = registry.make("init", arch.init, site_of(arch, vocab, max_len, causal))
     for name, module in reversed(list(model.named_modules())):  # children first: a parent may refine them
-        torch.manual_seed(_seed_of(seed, name))
+        torch.default_generator.manual_seed(_seed_of(seed, name))
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
         init(module)

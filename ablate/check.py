@@ -186,6 +186,9 @@ def check_deterministic(subject: Subject) -> None:
             raise CheckFailed("two forward passes differ")
     if not all(bool(parameter.isfinite().all()) for parameter in one.parameters()):
         raise CheckFailed("some parameter is not finite when built")
+    other = build_model(subject.arch, VOCAB, T, seed=8, causal=subject.entry.causal)
+    if all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True)):
+        raise CheckFailed("another seed gives the same parameters")
 
 
 def check_state_dict(subject: Subject) -> None:
@@ -289,7 +292,7 @@ def check_factors(subject: Subject) -> None:
 
 
 def check_round_trip(subject: Subject) -> None:
-    """A tokenizer's ids lie in its vocabulary, and what it decodes encodes to the same ids."""
+    """A tokenizer's ids lie in its vocabulary, what it decodes encodes to the same ids, and its state holds it all."""
     if any(option.name == "path" for option in subject.entry.options):
         return  # cannot be made without a user's file
     tokenizer = registry.make("tokenizer", subject.component)
@@ -301,8 +304,10 @@ def check_round_trip(subject: Subject) -> None:
         ids = made.encode(text)
         if not (0 <= ids.min() and ids.max() < made.vocab):
             raise CheckFailed(f"ids {ids.min()}..{ids.max()} leave the vocabulary of {made.vocab}")
-        if not (made.encode(made.decode(ids.tolist())) == ids).all():
+        if made.encode(made.decode(ids.tolist())).tolist() != ids.tolist():
             raise CheckFailed("what it decodes does not encode to the same ids")
+    if restored.encode(text).tolist() != tokenizer.encode(text).tolist():
+        raise CheckFailed("restored from its state, it encodes to other ids")
 
 
 Check = Callable[[Subject], None]

@@ -38,7 +38,8 @@ def run(options: Namespace) -> int:
         missing = sum(ledger.trial(trial.id).record() is None for trial in plan.trials)
         console.print(
             f"{grid.name}: {plural(len(plan.trials), 'trial')}, {len(plan.trials) - missing} already done, "
-            f"{missing} to train; unigram entropy of the corpus {plan.facts['unigram_entropy']:.4f} nats/token",
+            f"{missing} to train; unigram entropy of the corpus "
+            f"{' | '.join(f'{entropy:.4f}' for entropy in plan.facts['unigram_entropies'])} nats/token",
             soft_wrap=True,
         )
         uri = options.tracking_uri or default_uri(options.results)

@@ -112,11 +112,11 @@ class Draft:
                 if origin.note and below:
                     return origin.error(f"{'.'.join(below)}: {error.problem}")
                 return origin.below(*below).error(error.problem)
-        near = [(path, origin) for path, origin in self.origins.items() if path[:1] == error.path[:1]]
-        if not (near := near or list(self.origins.items())):
+        if not self.origins:
             return UserError(str(error))
-        path, origin = near[-1]
-        if origin.note:
+        near = [(path, origin) for path, origin in self.origins.items() if path[:1] == error.path[:1]]
+        path, origin = near[-1] if near else list(self.origins.items())[-1]
+        if origin.note or not near:
             return origin.error(str(error))
         above = origin.path[:-1] if "." in origin.path[-1] else origin.path[: -len(path)]
         return Origin(origin.document, (*above, *error.path)).error(error.problem)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -328,7 +329,7 @@ def _budgets(document: Document) -> tuple[Budget, ...]:
         raise document.error(("budgets", kind), unknown("budget", kind, BUDGETS))
     budgets = []
     for value in _values(document, ("budgets", kind), values):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
             raise document.error(("budgets", kind), f"{value!r} must be a positive number")
         budgets.append(Budget(kind, value, Origin(document, ("budgets", kind))))
     return tuple(budgets)

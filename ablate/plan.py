@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class PlannedTrial:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a grid comes to. `facts` describes the data of the first row."""
+    """What a grid comes to. `facts` describes the data: see `Task.facts`."""
 
     grid: Grid
     rows: tuple[Row, ...]
@@ -89,7 +90,7 @@ def make_plan(grid: Grid, cache: Path) -> Plan:
             if other := trials.get(trial.id):
                 raise planner.duplicate(row, other.row)
             trials[trial.id] = trial
-    return Plan(grid, tuple(rows), tuple(trials.values()), planner.task(rows[0].spec.data).facts())
+    return Plan(grid, tuple(rows), tuple(trials.values()), planner.facts(rows))
 
 
 class _Planner:
@@ -118,6 +119,11 @@ class _Planner:
                     f"variant {variant.name!r} has no effect{where}: it is the same experiment as {seen[same]!r}"
                 )
             seen[same] = variant.name
+            if baseline is not None and spec.train.precision != baseline[0].train.precision:
+                raise variant.origin.error(
+                    f"variant {variant.name!r} trains in {spec.train.precision}, the baseline in "
+                    f"{baseline[0].train.precision}: precision is never mixed inside one comparison; set it in base"
+                )
             solved: dict[str, int] = {}
             if baseline is None:
                 cost = self.cost(spec, variant)
@@ -184,6 +190,11 @@ class _Planner:
             self._tasks[data] = task
         return self._tasks[data]
 
+    def facts(self, rows: list[Row]) -> dict[str, Any]:
+        """The facts of the first row's data, and the unigram entropies of all rows': one a tokenizer or corpus."""
+        every = [self.task(data).facts() for data in dict.fromkeys(row.spec.data for row in rows)]
+        return {**every[0], "unigram_entropies": sorted({float(facts["unigram_entropy"]) for facts in every})}
+
     def cost(self, spec: TrialSpec, variant: Variant) -> Cost:
         """Counted costs; an architecture in which something has no effect is refused here."""
         task = self.task(spec.data)
@@ -192,7 +203,9 @@ class _Planner:
         except UserError as error:
             raise variant.origin.error(f"variant {variant.name!r}: {error}") from None
         except Exception as error:  # an option's value that torch refuses, a mistake in a plugin
-            problem = f"variant {variant.name!r} cannot be built: {type(error).__name__}: {error}"
+            ours = [each for each in extract_tb(error.__traceback__) if "torch" not in Path(each.filename).parts]
+            problem = f"variant {variant.name!r} cannot be built: {type(error).__name__}: {error}".rstrip(": ")
+            problem += f" ({Path(ours[-1].filename).name}:{ours[-1].lineno})"
             raise variant.origin.error(problem) from error
 
     def matched(

@@ -39,6 +39,7 @@ SLOTS = (
 KINDS = (*SLOTS, "optimizer", "schedule", "tokenizer", "task")
 
 PACKAGE = Path(__file__).parent
+PLUGIN = "ablate_plugin_"  # begins the names of the modules that are made of plugins
 T = TypeVar("T", bound=type)
 
 
@@ -119,7 +120,10 @@ def load(entry: Entry) -> type:
             _import_file(entry.module, entry.file)
         else:
             importlib.import_module(entry.module)
-    return _classes[entry.slot, entry.name]
+    try:
+        return _classes[entry.slot, entry.name]
+    except KeyError:
+        raise UserError(f"{entry.file} has changed since it was imported: start Python anew") from None
 
 
 def make(slots: str | tuple[str, ...], component: Any, *args: Any) -> Any:
@@ -236,13 +240,13 @@ def _parse(file: Path) -> ast.Module:
 def _module_name(file: Path, code: str) -> str:
     """A module that is imported already keeps its name; a plugin file gets one of its own."""
     for name, module in list(sys.modules.items()):
-        if getattr(module, "__file__", None) == str(file):
+        if getattr(module, "__file__", None) == str(file) and not name.startswith(PLUGIN):
             return name
-    return f"ablate_plugin_{file.stem}_{code}"
+    return f"{PLUGIN}{file.stem}_{code}"
 
 
 def _import_file(name: str, file: Path) -> None:
-    if name in sys.modules:
+    if name in sys.modules and not name.startswith(PLUGIN):
         return
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None

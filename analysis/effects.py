@@ -82,6 +82,6 @@ def verdict(diff: float, p: float, n: int, level: float = LEVEL) -> str:
     """better | worse | indistinguishable | unknown."""
     if n < 2 or not np.isfinite(p):
         return "unknown"
-    if p >= 1 - level:
+    if p + level >= 1:
         return "indistinguishable"
     return "better" if diff < 0 else "worse"

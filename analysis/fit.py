@@ -25,7 +25,10 @@ class NotEnoughPoints(ValueError):
 
 @dataclass
 class ScalingLaw:
-    """A law fitted to points (x, y). After `fit`: `params_`, `objective_`, `n_`, `warnings_`, `ci95_`."""
+    """A law fitted to points (x, y).
+
+    After `fit`: `params_`, `objective_`, `n_`, `lowest_` (the least y), `warnings_`; after `bootstrap`: `ci95_`.
+    """
 
     form: str = "power_offset"
     delta: float = DELTA
@@ -33,6 +36,7 @@ class ScalingLaw:
     ci95_: dict[str, tuple[float, float]] = field(default_factory=dict, init=False)
     objective_: float = field(default=np.nan, init=False)
     n_: int = field(default=0, init=False)
+    lowest_: float = field(default=np.nan, init=False)
     warnings_: list[str] = field(default_factory=list, init=False)
     theta_: Array = field(default_factory=lambda: np.empty(0), init=False)
 
@@ -50,10 +54,10 @@ class ScalingLaw:
         if distinct < needed:
             raise NotEnoughPoints(f"{distinct} distinct x, {self.form} needs at least {needed}")
         centre = float(np.exp(np.log(x).mean()))
-        self._centre, self.n_ = centre, len(x)
+        self._centre, self.n_, self.lowest_ = centre, len(x), float(y.min())
         self.theta_, self.objective_ = _minimise(self.law, x / centre, y, self.delta)
         self.params_ = self._named(self.theta_)
-        self.warnings_ = self._judge(y)
+        self.warnings_ = self._judge()
         return self
 
     def predict(self, x: Array) -> Array:
@@ -78,12 +82,12 @@ class ScalingLaw:
         named["A"] *= self._centre ** named["alpha"]
         return named
 
-    def _judge(self, y: Array) -> list[str]:
+    def _judge(self) -> list[str]:
         found = []
-        if self.params_["E"] < 1e-2 * y.min():
+        if self.params_["E"] < 1e-2 * self.lowest_:
             found.append("the offset E is at zero: the points do not bend")
-        if self.params_["E"] > 0.98 * y.min():
-            found.append("the offset E is at the lowest loss: the points hardly fall")
+        if self.params_["E"] > 0.98 * self.lowest_:
+            found.append("the offset E is at the lowest loss: hardly anything is left to fall")
         if self.params_["alpha"] > 2.9 or self.params_["alpha"] < 0.011:
             found.append("the exponent is at the edge of what was searched")
         return found
@@ -126,15 +130,15 @@ def fit_variants(table: pd.DataFrame, x: str = "train_flops", y: str = "loss", d
     """
     names = [name for name in ("variant", "axes") if name in table]
     rows = []
-    for labels, part in table.dropna(subset=[x, y]).groupby(names, sort=False, observed=True):
+    for labels, part in table.dropna(subset=[x, y]).groupby(names, sort=False, dropna=False, observed=True):
         row = dict(zip(names, map(str, labels), strict=True))
         rows.append(row | _fit_one(part, x, y, draws))
     return pd.DataFrame(rows)
 
 
 def _fit_one(part: pd.DataFrame, x: str, y: str, draws: int) -> dict[str, object]:
-    keys = [name for name in ("size", "budget") if name in part] or [x]
-    points = [(float(point[x].mean()), point[y].to_numpy(float)) for _, point in part.groupby(keys)]
+    keys = ["size", "budget"] if {"size", "budget"} <= set(part) else [x]
+    points = [(float(point[x].mean()), point[y].to_numpy(float)) for _, point in part.groupby(keys, dropna=False)]
     at = np.array([where for where, _ in points])
     row: dict[str, object] = {"n": len(part), "points": len(points), "law": None}
     law = ScalingLaw()

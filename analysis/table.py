@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.columns import BY_NAME, COLUMNS, EARLY
+from analysis.columns import BY_NAME, COLUMNS, EARLY, LABELS
 
 
 class TableError(ValueError):
@@ -37,7 +37,7 @@ def study_table(results: Path, study: str) -> pd.DataFrame:
     rows = []
     for label in read_study(results, study)["trials"]:
         folder = Path(results) / "trials" / label["id"]
-        rows.append(_labels(label) | _record_values(folder))
+        rows.append(dict.fromkeys(BY_NAME) | _labels(label) | _record_values(folder))
     return validated(pd.DataFrame(rows), f"study {study!r}")
 
 
@@ -51,9 +51,7 @@ def study_curves(results: Path, study: str) -> pd.DataFrame:
             frame = pd.DataFrame([{key: row.get(key) for key in keys} for row in rows])
             frames.append(frame.assign(**_labels(label)))
     columns = ["trial_id", "variant", "size", "axes", "budget", "seed", "step", "tokens", "split", "loss"]
-    if not frames:
-        return pd.DataFrame(columns=columns)
-    curves = pd.concat(frames, ignore_index=True)
+    curves = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     curves["loss"] = pd.to_numeric(curves["loss"])
     return curves
 
@@ -63,22 +61,34 @@ def read_table(source: Path | str | pd.DataFrame) -> pd.DataFrame:
     if isinstance(source, pd.DataFrame):
         return validated(source.copy(), "the table")
     path = Path(source)
-    readers: dict[str, Any] = {
-        ".csv": pd.read_csv,
-        ".parquet": pd.read_parquet,
-        ".jsonl": lambda file: pd.read_json(file, lines=True),
-    }
+    readers: dict[str, Any] = {".csv": _read_csv, ".parquet": pd.read_parquet, ".jsonl": _read_jsonl}
     kind = next((suffix for suffix in path.suffixes if suffix in readers), None)
     if kind is None:
         raise TableError(f"{path}: not a table; known: {', '.join(readers)}")
     try:
-        return validated(readers[kind](path), str(path))
+        table = readers[kind](path)
     except (OSError, ValueError) as error:
         raise TableError(f"{path}: cannot be read: {error}") from None
+    return validated(table, str(path))
+
+
+def _read_csv(file: Path) -> pd.DataFrame:
+    """Text stays text: `012e4` is the id of a trial, not a number."""
+    text = {column.name: "string" for column in COLUMNS if column.dtype == "string"}
+    return pd.read_csv(file, dtype=text)
+
+
+def _read_jsonl(file: Path) -> pd.DataFrame:
+    return pd.read_json(file, lines=True, dtype=False)
 
 
 def validated(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Known columns in their types. Unknown ones are kept as they are. Raises `TableError`."""
+    """Known columns in their types, labels that are missing as "". Unknown ones are kept as they are.
+
+    Raises `TableError`.
+    """
+    if "variant" not in table:
+        raise TableError(f"{name}: no column variant; its columns: {', '.join(map(str, table.columns))}")
     for column in table.columns:
         known = BY_NAME.get(str(column))
         if known is None:
@@ -91,6 +101,8 @@ def validated(table: pd.DataFrame, name: str) -> pd.DataFrame:
             )
         except (ValueError, TypeError) as error:
             raise TableError(f"{name}: column {column} must be {known.dtype}: {error}") from None
+        if known.name in LABELS:
+            table[column] = table[column].fillna("")
     return table
 
 
@@ -106,16 +118,15 @@ def _scalar(value: Any) -> Any:
 
 def _record_values(folder: Path) -> dict[str, Any]:
     file = folder / "record.json"
-    values: dict[str, Any] = {column.name: None for column in COLUMNS if column.where}
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {"status": "pending", **values}
+        return {"status": "pending"}
     except (json.JSONDecodeError, UnicodeDecodeError):
-        return {"status": "pending", **values, "error": f"{file} is not whole"}
-    for column in COLUMNS:
-        if column.where:
-            values[column.name] = _dig(record, column.where)
+        record = None
+    if not isinstance(record, dict) or "status" not in record:
+        return {"status": "pending", "error": f"trials/{folder.name}/record.json is not whole"}
+    values: dict[str, Any] = {column.name: _dig(record, column.where) for column in COLUMNS if column.where}
     environment = record.get("environment") or {}
     values["hardware"] = environment.get("gpu") or environment.get("cpu")
     values["early_loss"] = _early_loss(folder / "metrics.jsonl", record)
@@ -142,7 +153,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     """The whole lines of a curve."""
     rows = []
     if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:

@@ -62,7 +62,7 @@ class Corpus:
         ordered = np.sort(hashes)
         n_test = max(1, round(len(hashes) * self.test))
         n_valid = max(1, round(len(hashes) * self.valid))
-        below_test, below_valid = ordered[n_test], ordered[n_test + n_valid]
+        below_test, below_valid = ordered[n_test], ordered[min(n_test + n_valid, len(hashes) - 1)]
         for text, key in zip(self._read(sources["all"]), hashes, strict=True):
             yield "test" if key < below_test else "valid" if key < below_valid else "train", text
 

@@ -43,9 +43,14 @@ def write_text(file: Path, text: str) -> None:
 
 
 def append_json(file: Path, row: dict[str, Any]) -> None:
-    """One more line. A crash can tear the last line only, which `read_jsonl` leaves out."""
-    with open(file, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    """One more line. A crash can tear the last line only, which `read_jsonl` leaves out; this one stays apart."""
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    with open(file, "ab+") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                line = "\n" + line
+        stream.write(line.encode())
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:

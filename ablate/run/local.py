@@ -53,6 +53,7 @@ class LocalExecutor:
         self.free_cpus = max(1, workers)
         self.free_gpus = [1.0] * gpus
         self.deaths: dict[str, int] = {}
+        self.idle_deaths = 0
 
     def run(self, jobs: Sequence[Work], on_event: OnEvent, stop: threading.Event) -> None:
         for _, need in jobs:
@@ -122,9 +123,19 @@ class LocalExecutor:
                         self.free_gpus[gpu] -= need.gpus or 0
                     device = "cpu" if gpu is None else f"cuda:{gpu}"
                     worker.work, worker.gpu = (job, need), gpu
-                    worker.pipe.send(replace(job, device=device, threads=need.cpus))
+                    try:
+                        worker.pipe.send(replace(job, device=device, threads=need.cpus))
+                    except OSError:  # it died while it was idle: no fault of the trial
+                        waiting.appendleft(self._release(worker))
+                        self._replace_idle(pool, worker)
                     break
                 waiting.rotate(-1)
+
+    def _replace_idle(self, pool: list[Worker], worker: Worker) -> None:
+        self.idle_deaths += 1
+        if self.idle_deaths >= MAX_DEATHS * len(pool):
+            raise Fatal("worker processes end before they are given a trial: the reason is printed above", 1)
+        pool[pool.index(worker)] = self._spawn(multiprocessing.get_context("forkserver"))
 
     def _free_gpu(self, share: float) -> int | None:
         """The fullest GPU that still has this share free."""

@@ -55,7 +55,7 @@ class TrainingRun:
         Raises `Diverged`, on a fixed grid of steps.
         """
         train = self.spec.train
-        torch.manual_seed((self.spec.seed * 0x100000001 + self.step) * _MIX % 2**63)
+        self._seed_dropout()
         rate = train.lr * self.schedule.factor(self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -78,6 +78,13 @@ class TrainingRun:
         self.step += 1
         if self.step % CHECK_EVERY == 0 or self.step == self.steps:
             self._check(nll.item())
+
+    def _seed_dropout(self) -> None:
+        """By the generators themselves: `torch.manual_seed` keeps a stack trace each time, a millisecond a step."""
+        seed = (self.spec.seed * 0x100000001 + self.step) * _MIX % 2**63
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
 
     def _check(self, loss: float) -> None:
         bound = self.spec.train.diverge_above * self.first_loss

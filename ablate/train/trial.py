@@ -87,6 +87,7 @@ def prepare_process(job: Job) -> torch.device:
     torch.set_num_threads(job.threads)
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
+    torch.set_float32_matmul_precision("highest")
     device = torch.device(job.device)
     torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
     if device.type == "cuda":
@@ -169,11 +170,13 @@ class Trial:
 
     def _evaluate(self) -> None:
         train, last = self.spec.train, self.run.step == self.run.steps
-        for split in self.run.task.splits if last else ("valid", "train"):
+        for split in self.run.task.splits if last else ("valid",):
             loss = self.run.evaluate(split, train.final_eval_tokens if last else train.eval_tokens)
             self._row(split, loss, **self.run.task.derived(loss, split))
             if split == "valid":
                 self.last_loss = loss
+            if last and not math.isfinite(loss):  # the last updates spoiled it, after the last look at its loss
+                raise Diverged(f"the {split} loss is {loss} at step {self.run.step}")
 
     def _row(self, split: str, loss: float, **others: float) -> None:
         step = self.run.step
@@ -302,10 +305,11 @@ def _failure(job: Job, folder: TrialFolder, error: BaseException, wall_s: float)
 
 
 def plan_trial(ledger: Ledger, spec: TrialSpec) -> TrialFolder:
-    """Write what is asked of a trial, if it was not yet."""
+    """Write what is asked of a trial, and where its text lies now."""
     folder = ledger.trial(spec.trial_id)
-    if read_json(folder.spec) is None:
-        write_json(folder.spec, to_tree(spec))
+    tree = to_tree(spec)
+    if folder.record() is None and read_json(folder.spec) != tree:  # the text may have moved since it was planned
+        write_json(folder.spec, tree)
     return folder
 
 

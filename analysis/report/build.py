@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from analysis import plots
 from analysis.columns import CELL
 from analysis.fit import fit_variants
-from analysis.report.words import cell_rows, fit_rows, summary_lines, verdict_rows
+from analysis.report.words import cell_rows, entropies, fit_rows, summary_lines, verdict_rows
 from analysis.table import finished, read_study, study_curves, study_table
 from analysis.tables import comparison_table, mixed_environments, overall_table
 
@@ -47,6 +47,7 @@ def write_report(results: Path, study: str) -> Report:
         (folder / f"{name}.svg").write_bytes(figure["svg"])
     table.to_csv(folder / "trials.csv", index=False)
     cells.to_csv(folder / "comparison.csv", index=False)
+    overall.to_csv(folder / "overall.csv", index=False)
     fits.drop(columns=["law"], errors="ignore").to_csv(folder / "fits.csv", index=False)
     content = _content(facts, table, cells, overall, fits, figures)
     environment = Environment(
@@ -56,6 +57,7 @@ def write_report(results: Path, study: str) -> Report:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["cell"] = lambda text: " ".join(text.split()).replace("|", "\\|")  # of a Markdown table
     for name in ("report.html", "report.md"):
         text = environment.get_template(f"{name}.j2").render(content)
         (folder / name).write_text(text, encoding="utf-8")
@@ -82,7 +84,7 @@ def _content(
         "match": facts["match"],
         "tolerance": f"{facts['tolerance']:.1%}",
         "data": facts["data"],
-        "unigram": f"{facts['data']['unigram_entropy']:.4f}",
+        "unigram": entropies(facts),
         "counts": ", ".join(f"{n} {name}" for name, n in sorted(status.items())),
         "n_trials": len(table),
         "seeds": sorted(table["seed"].unique().tolist()),
@@ -119,7 +121,8 @@ def _figures(
     order = list(dict.fromkeys(table["variant"]))
     found: dict[str, dict[str, Any]] = {}
     if len(done):
-        unigram = facts["data"]["unigram_entropy"]
+        one_text = len(facts["data"].get("unigram_entropies", [0])) == 1
+        unigram = facts["data"]["unigram_entropy"] if one_text else None
         found["loss_against_compute"] = _figure(
             "Final validation loss against training compute, a point a trial; lines are fitted laws.",
             lambda ax: plots.loss_against_compute(done, fits, ax, unigram),
@@ -133,8 +136,8 @@ def _figures(
             height,
         )
     cell = _largest_cell(done)
-    if cell is not None:
-        mask = (curves[list(CELL)].fillna("") == pd.Series(cell)).all(axis=1)
+    mask = (curves[list(CELL)] == pd.Series(cell)).all(axis=1) if cell is not None else pd.Series(dtype=bool)
+    if cell is not None and mask.any():
         label = ", ".join(value for value in cell.values() if value)
         found["learning_curves"] = _figure(
             f"Validation loss during training at {label}: mean over seeds, band from lowest to highest.",
@@ -152,6 +155,7 @@ def _largest_cell(done: pd.DataFrame) -> dict[str, str] | None:
 
 
 def _figure(caption: str, draw: Any, height_in: float) -> dict[str, Any]:
+    from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -161,7 +165,8 @@ def _figure(caption: str, draw: Any, height_in: float) -> dict[str, Any]:
     ax.spines[["top", "right"]].set_visible(False)
     draw(ax)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "ablate"}):  # else the ids in it are new each time
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     return {
         "caption": caption,

@@ -61,13 +61,20 @@ def fit_rows(fits: pd.DataFrame) -> list[dict[str, str]]:
         name = f"{row['variant']} ({row['axes']})" if row.get("axes") else str(row["variant"])
         words = {"variant": name, "n": str(row["n"]), "points": str(row["points"]), "note": row["note"]}
         for parameter in ("E", "A", "alpha"):
-            lo, hi = row.get(f"{parameter}_lo", np.nan), row.get(f"{parameter}_hi", np.nan)
-            value = row.get(parameter, np.nan)
-            words[parameter] = (
-                "" if pd.isna(value) else f"{value:.4g}" + ("" if pd.isna(lo) else f" [{lo:.4g}, {hi:.4g}]")
-            )
+            value, lo, hi = (row.get(parameter + end, np.nan) for end in ("", "_lo", "_hi"))
+            zero = 1e-3 * row["law"].lowest_ if parameter == "E" and row["law"] is not None else -np.inf
+            words[parameter] = _estimate(value, lo, hi, zero)
         rows.append(words)
     return rows
+
+
+def _estimate(value: float, lo: float, hi: float, zero: float) -> str:
+    """`1.69 [1.61, 1.77]`. Below `zero` is 0: how far below is where the optimiser stopped, not what the data say."""
+    if pd.isna(value):
+        return ""
+    value_, lo_, hi_ = ("0" if each < zero else f"{each:.4g}" for each in (value, lo, hi))
+    text = value_ + ("" if pd.isna(lo) or hi_ == "0" else f" [{lo_}, {hi_}]")
+    return text + (" (not identified)" if value < zero else "")
 
 
 def summary_lines(facts: dict[str, Any], cells: pd.DataFrame, overall: pd.DataFrame) -> list[str]:
@@ -76,10 +83,8 @@ def summary_lines(facts: dict[str, Any], cells: pd.DataFrame, overall: pd.DataFr
     done = cells[cells["n"] > 0]
     if len(done):
         best, worst = done["loss"].min(), done["loss"].max()
-        unigram = facts["data"]["unigram_entropy"]
-        lines.append(
-            f"final losses {best:.4f} to {worst:.4f} nats/token; unigram entropy of the corpus {unigram:.4f}"
-        )
+        unigram = entropies(facts)
+        lines.append(f"final losses {best:.4f} to {worst:.4f} nats/token; unigram entropy of the corpus {unigram}")
     width = max([len(str(name)) for name in overall["variant"]], default=0)
     if len(overall):
         lines.append(f"difference from {facts['baseline']}, paired over sizes and seeds, with 95 % interval:")
@@ -87,6 +92,12 @@ def summary_lines(facts: dict[str, Any], cells: pd.DataFrame, overall: pd.DataFr
         text = interval(row["diff"], row["lo"], row["hi"])
         lines.append(f"  {row['variant']:<{width}}  {text:<32} n={row['n']:<3} {SIGNS[row['verdict']]}")
     return lines
+
+
+def entropies(facts: dict[str, Any]) -> str:
+    """The unigram entropy of the study's text, or those of each corpus and tokenizer in it."""
+    data = facts["data"]
+    return " | ".join(f"{entropy:.4f}" for entropy in data.get("unigram_entropies", [data["unigram_entropy"]]))
 
 
 def plus_minus(mean: float, sd: float) -> str:

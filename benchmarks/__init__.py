@@ -1,0 +1,1 @@
+"""Speed, measured: `python -m benchmarks [part ...]` measures and writes benchmarks/README.md."""
