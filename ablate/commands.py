@@ -79,6 +79,8 @@ def _make_folder(folder: Path) -> None:
 
 def _tell(outcome: Outcome, plan: Plan, console: Any, uri: str) -> None:
     """The end of a run in words: counts, failures, what to do next."""
+    from rich.markup import escape
+
     counts = {
         status: sum(each == status for each in outcome.statuses.values())
         for status in ("finished", "diverged", "failed", "stopped")
@@ -88,11 +90,14 @@ def _tell(outcome: Outcome, plan: Plan, console: Any, uri: str) -> None:
     if counts["failed"]:
         console.print(
             f"[red]failed trials: `ablate why ID` shows the error; --retry-failed tries again[/] "
-            f"({', '.join(key for key, status in outcome.statuses.items() if status == 'failed')})"
+            f"({', '.join(key for key, status in outcome.statuses.items() if status == 'failed')})",
+            soft_wrap=True,
         )
     if outcome.tracking_trouble:
         console.print(
-            f"[yellow]MLflow at {uri} was not updated: {outcome.tracking_trouble}; run again to catch up[/]"
+            f"[yellow]MLflow at {escape(uri)} was not updated: {escape(outcome.tracking_trouble)}; "
+            "run again to catch up[/]",
+            soft_wrap=True,
         )
     if outcome.interrupted:
         left = sum(status in ("pending", "running") for status in outcome.statuses.values())
@@ -103,7 +108,7 @@ def _write_report(results: Path, study: str, console: Any) -> None:
     from analysis.report import write_report
 
     report = write_report(results, study)
-    console.print(report.summary)
+    console.print(report.summary, markup=False)
     console.print(f"report: {report.html}", soft_wrap=True)
     console.print(f"dashboard: ablate ui --results {results}", soft_wrap=True)
 

@@ -55,9 +55,9 @@ class Cost:
         return 6.0 * self.params_non_embedding
 
 
-def count(arch: ArchSpec, vocab: int, max_len: int) -> Cost:
-    """The costs of a decoder. Deterministic integers (per sequence), whatever the machine."""
-    model = build_on_meta(arch, vocab, max_len)
+def count(arch: ArchSpec, vocab: int, max_len: int, causal: bool = True) -> Cost:
+    """The costs of a decoder, or of an encoder. Deterministic integers (per sequence), whatever the machine."""
+    model = build_on_meta(arch, vocab, max_len, causal)
     by_slot = params_by_slot(model)
     total = sum(parameter.numel() for parameter in model.parameters())
     assert total == sum(by_slot.values())
@@ -201,7 +201,7 @@ def _key(arch: ArchSpec, vocab: int, max_len: int) -> str:
 
 @lru_cache(maxsize=1)
 def source_hash() -> str:
-    """Hash of everything that a count depends on: this file, the builder, the contracts, the components."""
+    """Hash of all that a count depends on: this file, the builder, the contracts, the components, the defaults."""
     files = sorted((registry.PACKAGE / "components").rglob("*.py"))
-    files += [registry.PACKAGE / name for name in ("build.py", "contracts.py", "cost.py", "probe.py")]
+    files += [registry.PACKAGE / name for name in ("build.py", "contracts.py", "cost.py", "probe.py", "spec.py")]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]

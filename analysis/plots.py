@@ -45,7 +45,7 @@ def loss_against_compute(table: pd.DataFrame, fits: pd.DataFrame, ax: Axes, unig
         ax.annotate("unigram entropy", (0.99, unigram), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                     fontsize=7, color=GREY)  # fmt: skip
     ax.set(xscale="log", xlabel="training FLOPs", ylabel="validation loss (nats/token)")
-    ax.legend(fontsize=7, frameon=False)
+    _legend(ax)
     return ax
 
 
@@ -87,8 +87,13 @@ def learning_curves(curves: pd.DataFrame, order: Sequence[str], ax: Axes) -> Axe
         ax.plot(part.index, part["mean"], color=look["color"], linestyle=look["linestyle"], lw=1.2, label=variant)
         ax.fill_between(part.index.to_numpy(float), part["min"], part["max"], color=look["color"], alpha=0.15, lw=0)
     ax.set(xscale="log", xlabel="training tokens", ylabel="validation loss (nats/token)")
-    ax.legend(fontsize=7, frameon=False)
+    _legend(ax)
     return ax
+
+
+def _legend(ax: Axes) -> None:
+    """All variants, in columns of at most sixteen: a longer one would be taller than the figure."""
+    ax.legend(fontsize=7, frameon=False, ncol=1 + (len(ax.get_legend_handles_labels()[1]) - 1) // 16)
 
 
 def _row_label(row: pd.Series) -> str:

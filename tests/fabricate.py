@@ -27,11 +27,13 @@ def study(
     name: str = "made",
     question: str = "Question: does it help?",
     differs: dict[str, list[str]] | None = None,
+    facts: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Write a study and its trials; returns their labels.
 
     `loss(label)` is a final loss, or `diverged`, `failed`, `running` (a curve and no record), or None: untouched.
     `differs` says in which slots a variant differs; one that does in several is marked as confounded.
+    `facts` are more about the data.
     """
     trials, rows = [], []
     for size, axis, budget, variant in itertools.product(sizes, axes, budgets, variants):
@@ -44,7 +46,7 @@ def study(
             label = row | {"group_id": group, "seed": seed, "axis_values": {"train.dropout": 0.1} if axis else {}}
             label["id"] = hashlib.sha256(repr((group, seed)).encode()).hexdigest()[:12]
             trials.append(label)
-            _trial(root / "trials" / label["id"], label, budget, loss(label))
+            write_trial(root / "trials" / label["id"], label, budget, loss(label))
     data = {"corpus": "kjv", "tokenizer": "bytes", "vocab": 256, "train_tokens": 3_954_658}
     tree = {
         "study": name,
@@ -52,7 +54,7 @@ def study(
         "baseline": variants[0],
         "match": "params",
         "tolerance": 0.01,
-        "data": data | {"fingerprint": "f00d" * 3, "unigram_entropy": UNIGRAM},
+        "data": data | {"fingerprint": "f00d" * 3, "unigram_entropy": UNIGRAM} | (facts or {}),
         "rows": rows,
         "trials": trials,
     }
@@ -77,7 +79,8 @@ def early(final: float) -> float:
     return final + 1 - 90 / STEPS
 
 
-def _trial(folder: Path, label: dict[str, Any], budget: int, outcome: float | str | None) -> None:
+def write_trial(folder: Path, label: dict[str, Any], budget: int, outcome: float | str | None) -> None:
+    """A trial's folder, for what `study`'s `loss` may return."""
     folder.mkdir(parents=True, exist_ok=True)
     if outcome is None:
         return
@@ -120,6 +123,6 @@ def _record(label: dict[str, Any], budget: int, status: str, outcome: float | st
         "train_flops_6nd": 3.0 * params * budget,
         "tokens": budget,
         "epochs": budget / 3_954_658,
-        "tokens_per_s": 5000.0 + label["seed"],
+        "tokens_per_s": 5000.0 + label["seed"] ** 3,
         "peak_memory_bytes": 1 << 20,
     }

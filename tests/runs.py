@@ -58,6 +58,52 @@ variants:
 seeds: 2
 """
 
+FAULTS = '''\
+"""Norms that go wrong while training: not while the architecture is counted or evaluated."""
+
+import os
+import signal
+
+from ablate import Norm, register
+
+
+class Passing(Norm):
+    def forward(self, x):
+        if self.training and x.device.type != "meta":
+            self.fault()
+        return x
+
+
+@register("norm", "raises", paper="made up")
+class Raises(Passing):
+    """Raises."""
+
+    def fault(self):
+        raise RuntimeError("the norm [/is upset]")
+
+
+@register("norm", "exits", paper="made up")
+class Exits(Passing):
+    """Ends its process."""
+
+    def fault(self):
+        os._exit(7)
+
+
+@register("norm", "dies", paper="made up")
+class Dies(Passing):
+    """Kills its process."""
+
+    def fault(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+def faulty(grid: str, *norms: str) -> str:
+    """A grid with the variants `plain` and these, for a folder with FAULTS in faults.py."""
+    variants = "".join(f"  {name}: {{arch.norm: {name}}}\n" for name in norms)
+    return grid.replace("  rope: rope\n", variants) + "match: none\nplugins: [faults.py]\n"
+
 
 def spec(overrides: Mapping[str, Any] | None = None, seed: int = 0) -> TrialSpec:
     """A small trial; `overrides` are dotted paths."""
@@ -196,6 +242,19 @@ class Command:
 
     def wait(self, limit_s: float = 300) -> int:
         return self.process.wait(timeout=limit_s)
+
+    def wait_for(self, condition: Callable[[], T], what: str, log: Path | None = None) -> T:
+        """Poll while the command runs until `condition` is true, and return what it returned."""
+
+        def met_or_ended() -> T | list[str]:
+            ended = self.process.poll() is not None
+            return condition() or (["ended"] if ended else [])
+
+        found = wait_for(met_or_ended, f"{what}: {self.output()}")
+        if found == ["ended"]:
+            tail = log.read_text(errors="replace")[-3000:] if log and log.exists() else ""
+            raise AssertionError(f"the command ended before {what}: {self.output()}{tail}")
+        return found  # type: ignore[return-value]
 
     def output(self) -> str:
         return self._log.read_text(encoding="utf-8", errors="replace")

@@ -106,7 +106,7 @@ def test_the_check_finds_the_fault(name: str, label: str) -> None:
 
 
 def test_every_check_is_shown_to_fail() -> None:
-    known = {each.__name__.removeprefix("check_") for each in check.EVERYWHERE + (check.check_cache,)}
+    known = {each.__name__.removeprefix("check_") for each in (*check.EVERYWHERE, check.check_cache)}
     known |= {each.__name__.removeprefix("check_") for each in sum(check.BY_SLOT.values(), ())}
     assert {label for _, label in FAULTS} == known
 

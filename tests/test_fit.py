@@ -96,7 +96,7 @@ def test_the_value_is_the_equation() -> None:
     assert np.exp(LAW.log_value(np.log([3.0, 1.7, np.exp(0.25)]), x)) == pytest.approx(1.7 + 3 * x**-0.25)
 
 
-def by_another_route(x: np.ndarray, y: np.ndarray, starts: int = 8) -> float:
+def by_another_route(x: np.ndarray, y: np.ndarray, starts: int = 5) -> float:
     """The lowest sum of Huber losses that BFGS finds from random starts, over log A, log E and alpha."""
     log_u, log_y = np.log(x / np.median(x)), np.log(y)
 
@@ -190,18 +190,18 @@ def test_what_to_beware_of_is_said(y, word: str) -> None:
 
 def test_intervals_cover_the_truth() -> None:
     """Resampled from the true law with the true noise: 95 % of intervals should hold the exponent, and E."""
-    rng, truth, n = np.random.default_rng(4), {"E": 1.8, "alpha": 0.3}, 40
+    rng, truth, n = np.random.default_rng(4), {"E": 1.8, "alpha": 0.3}, 30
     x, _ = noisy(0, **truth, noise=0)
     y = power(x, **truth)
     covered = dict.fromkeys(truth, 0)
     for _ in range(n):
         law = ScalingLaw().fit(x, y * np.exp(3e-4 * rng.standard_normal(len(x))))
         mean = law.predict(x)
-        law.bootstrap([(x, mean * np.exp(3e-4 * rng.standard_normal(len(x)))) for _ in range(60)])
+        law.bootstrap([(x, mean * np.exp(3e-4 * rng.standard_normal(len(x)))) for _ in range(40)])
         for name, value in truth.items():
             lo, hi = law.ci95_[name]
             covered[name] += lo <= value <= hi
-    assert all(0.84 * n <= each for each in covered.values()), covered  # 95 % - 3 sigma of the count
+    assert all(0.83 * n <= each for each in covered.values()), covered  # 95 % - 3 sigma of the count
 
 
 def replicated(rng: np.random.Generator, noise: float, seeds: int) -> pd.DataFrame:
@@ -217,15 +217,15 @@ def test_intervals_from_seeds_are_as_wide_as_estimates_spread(seeds: int) -> Non
 
     With few draws the empirical quantiles lie somewhat inside: the expected width is that of as many normal ones.
     """
-    noise, draws, rng = 2e-4, 60, np.random.default_rng(0)  # noise below delta, where the fit is least squares
-    tables = [replicated(rng, noise, seeds) for _ in range(24)]
+    noise, draws, rng = 2e-4, 40, np.random.default_rng(0)  # noise below delta, where the fit is least squares
+    tables = [replicated(rng, noise, seeds) for _ in range(16)]
     x = tables[0]["train_flops"].unique()
     jacobian = LAW.log_jacobian(np.log([2.0, 1.8, np.exp(0.3)]), x / x[0])
     sd = np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian)))[2] * noise / np.sqrt(seeds)
     lo, hi = np.quantile(rng.standard_normal((2000, draws)), (0.025, 0.975), axis=1).mean(1)
     found = [fit_variants(table, draws=draws).iloc[0] for table in tables]
     widths = np.array([row["alpha_hi"] - row["alpha_lo"] for row in found])
-    assert np.sqrt(np.mean(widths**2)) == pytest.approx(sd * (hi - lo), rel=0.15)
+    assert np.sqrt(np.mean(widths**2)) == pytest.approx(sd * (hi - lo), rel=0.18)
 
 
 def trials(variant: str, E: float, seeds: int = 2, sizes: int = 5, **others: object) -> pd.DataFrame:

@@ -241,9 +241,11 @@ sizes: {s: {train.dropout: 0.2, train.lr: 0.2}}
 """
 
 
-def test_precedence(write: Callable[..., Path]) -> None:
+def test_precedence(write: Callable[..., Path], token_cache: Path) -> None:
     """Preset, base, size, axes, variant: the later lies over the earlier."""
-    a, b = specs(write, LAYERS)
+    text = LAYERS.replace("lr: 0.1", "lr: 0.1, batch_tokens: 256") + "match: none\n"
+    grid = load_grid(write(text), ["data.seq_len=16"])
+    a, b = (row.spec for row in make_plan(grid, token_cache).rows)
     assert dict(a.arch.sublayers)["f"].get("activation") == "gelu_tanh"  # the preset's
     assert a.arch.d_model == 16 and a.arch.init.name == "gpt2"
     assert (a.train.lr, a.train.dropout) == (0.2, 0.3)
@@ -273,6 +275,8 @@ def test_override(write: Callable[..., Path], override: str) -> None:
 
 def test_the_last_override_wins(write: Callable[..., Path]) -> None:
     assert specs(write, LAYERS, "arch.depth=2", "arch.depth=3")[0].arch.depth == 3
+    both = "base: {train.lr: 0.1, train: {lr: 0.2}}\n"  # however often, and wherever, the file sets it
+    assert [specs(write, both, *each)[0].train.lr for each in ((), ("train.lr=0.3",))] == [0.2, 0.3]
     assert load_grid(write(LAYERS), ["seeds=[4]", "study=other", "match=both"]).seeds == (4,)
 
 
@@ -410,7 +414,7 @@ SHOWN = {"name", "paper", "params_total", "params_non_embedding", "flops_per_tok
     ],
 )
 def test_show_json(printed: Callable[..., Any], name: str, params: int, differs: list[str]) -> None:
-    """By hand, d = 16: 256 d table, 16 d positions, 4 (d d + d) attention, 8 d d + 5 d ffn, 2 d a norm (there are 3)."""
+    """By hand, d = 16: 256 d table, 16 d positions, 4 (d d + d) attention, 8 d d + 5 d ffn, 3 norms of 2 d."""
     tree = printed("show", name, *(f"--set={each}" for each in ("d_model=16", "n_heads=2", "depth=1", "seq_len=16")))
     assert tree.keys() >= SHOWN and tree["name"] == name
     assert tree["params_total"] == params and tree["differs_in"] == differs

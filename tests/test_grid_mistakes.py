@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import copy
 import gzip
 import json
 import re
@@ -632,7 +633,7 @@ def mutated_tree(draw: st.DrawFn) -> str:
         place, key = draw(st.sampled_from(list(places(tree))))
         match draw(st.sampled_from(("replace", "replace", "delete", "rename"))):
             case "replace":
-                place[key] = draw(st.sampled_from(VALUES))
+                place[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
             case "delete":
                 del place[key]
             case "rename" if isinstance(place, dict):

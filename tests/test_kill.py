@@ -18,7 +18,6 @@ from runs import (
     run_here,
     trainer,
     undisturbed,
-    wait_for,
     with_database,
 )
 
@@ -57,7 +56,7 @@ def test_a_killed_driver(workers: int, ledger: Ledger, expected: Ledger, write: 
     grid = write(LONG)
     command = ("run", grid, "--results", ledger.root, "--workers", workers, "--checkpoint-every", 0.1)
     with Command(grid.parent, *command) as driver:
-        wait_for(lambda: in_the_middle(ledger), f"a record and a checkpoint; {driver.output()}")
+        driver.wait_for(lambda: in_the_middle(ledger), "a record and a checkpoint")
         trainers = {trainer(each) for each in in_the_middle(ledger)}
         assert trainers <= driver.alive().keys() and (trainers == {driver.process.pid}) == (workers == 0)
         os.kill(driver.process.pid, signal.SIGKILL)
@@ -86,7 +85,7 @@ def test_a_killed_worker(ledger: Ledger, expected: Ledger, write: Callable[..., 
     grid = write(LONG)
     command = ("run", grid, "--results", ledger.root, "--workers", 2, "--checkpoint-every", 0.1)
     with Command(grid.parent, *command) as driver:
-        (hit, *_) = wait_for(lambda: in_the_middle(ledger), f"a record and a checkpoint; {driver.output()}")
+        (hit, *_) = driver.wait_for(lambda: in_the_middle(ledger), "a record and a checkpoint")
         worker = trainer(hit)
         assert worker != driver.process.pid and worker in driver.alive()
         os.kill(worker, signal.SIGKILL)
@@ -112,7 +111,7 @@ def test_a_killed_idle_worker(ledger: Ledger, write: Callable[..., Path]) -> Non
             found = [ledger.trial(each) for each in ledger.trial_ids()]
             return [trainer(each) for each in found if len(each.rows()) > 5]
 
-        (busy,) = wait_for(one_has_begun, f"a trial that has begun; {driver.output()}")
+        (busy,) = driver.wait_for(one_has_begun, "a trial that has begun")
         siblings = [pid for pid, name in driver.alive().items() if parent_of(pid) == parent_of(busy) and pid != busy]
         (idle,) = siblings
         os.kill(idle, signal.SIGKILL)

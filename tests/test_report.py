@@ -12,7 +12,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import fabricate
-import numpy as np
 import pandas as pd
 import pytest
 from fabricate import PARAMS, UNIGRAM
@@ -153,7 +152,7 @@ def test_the_comparison_has_the_known_numbers(report: Report, labels: list[dict]
         mine, base = losses(labels, variant, size), losses(labels, "base", size)
         ids = [t["id"] for t in labels if (t["variant"], t["size"]) == (variant, size)]
         assert row["parameters"] == f"{PARAMS[size]:,}" and row["FLOP/token"] == f"{2 * PARAMS[size]:,}"
-        assert row["tokens/s"] == f"{5000 + statistics.median(row_seeds(labels, variant, size)):,.0f}"
+        assert row["tokens/s"] == f"{statistics.median(speeds(labels, variant, size)):,.0f}"
         assert row["final loss"] == plus_minus(list(mine.values()))
         assert row["early loss"] == plus_minus([fabricate.early(each) for each in mine.values()])
         assert row["bits/byte"] == f"{1.4 * statistics.mean(mine.values()):.4f}"
@@ -170,10 +169,10 @@ def test_the_comparison_has_the_known_numbers(report: Report, labels: list[dict]
             assert row["vs base"] == "+0.42%"
 
 
-def row_seeds(labels: list[dict], variant: str, size: str) -> list[int]:
+def speeds(labels: list[dict], variant: str, size: str) -> list[float]:
     """Of the trials whose throughput is known: all but those that failed or have not run."""
-    known = (t for t in labels if (t["variant"], t["size"]) == (variant, size))
-    return [t["seed"] for t in known if loss(t) not in ("failed", None)]
+    mine = (t for t in labels if (t["variant"], t["size"]) == (variant, size))
+    return [5000 + t["seed"] ** 3 for t in mine if loss(t) not in ("failed", None)]
 
 
 @pytest.mark.parametrize("kind", ["html", "md"])
@@ -197,7 +196,7 @@ def test_verdicts(report: Report, labels: list[dict], kind: str) -> None:
     for row in tables["cell, trials"]:
         verdicts.setdefault(row["variant"], []).append(row["verdict"])
     assert verdicts["rope"] == ["better"] * 4 and verdicts["swiglu+rmsnorm"] == [EQUAL] * 4
-    assert verdicts["mystery"][3] == "worse"
+    assert verdicts["mystery"] == [EQUAL, EQUAL, EQUAL, "worse"]  # two pairs: p is 0.015 to 0.03, before Holm
     rows = tables["variant, verdict"]
     pairs: dict[str, list[float]] = {}
     for variant in VARIANTS[1:]:
@@ -288,7 +287,7 @@ def test_the_csv_files_have_the_numbers_of_the_tables(report: Report, folder: Pa
     for name, expected in (
         ("comparison", comparison_table(table, "base")),
         ("overall", overall_table(table, "base")),
-        ("fits", fit_variants(finished(table), draws=0).drop(columns="law")),
+        ("fits", fit_variants(finished(table), draws=0).filter(regex="^(?!law|.*_lo$|.*_hi$)")),
     ):
         text = [column for column in expected if not pd.api.types.is_numeric_dtype(expected[column])]
         back = pd.read_csv(beside / f"{name}.csv", dtype=dict.fromkeys(text, "string"))
@@ -304,9 +303,9 @@ def test_the_report_is_the_same_wherever_and_whenever(tmp_path: Path) -> None:
     for root in (tmp_path / "one", tmp_path / "another place"):
         (first, *_) = fabricate.study(root, loss, VARIANTS[:2], SIZES[:1])
         (root / "trials" / first["id"] / "record.json").write_text("{")
-        made = [write_report(root, "made"), write_report(root, "made")]
-        files = sorted(made[0].html.parent.iterdir())
-        written.append((made[1].summary, [(file.name, file.read_bytes()) for file in files]))
+        made = write_report(root, "made")
+        files = sorted(made.html.parent.iterdir())
+        written.append((made.summary, [(file.name, file.read_bytes()) for file in files]))
     assert written[0] == written[1] and len(written[0][1]) == 9
     assert b"record.json is not whole" in dict(written[0][1])["report.html"]
 
@@ -338,6 +337,13 @@ def test_trials_that_were_not_run_alike_are_said(tmp_path: Path) -> None:
         assert "hardware (a card; a processor), torch (2.8; 2.9)." in text
 
 
+def test_every_text_of_a_study_has_its_unigram_entropy(tmp_path: Path) -> None:
+    fabricate.study(tmp_path, lambda t: 2.0 + t["seed"] / 100, facts={"unigram_entropies": [3.14159, 4.5]})
+    made = write_report(tmp_path, "made")
+    for text in (Page(made.html.read_text()).text, made.markdown.read_text(), made.summary):
+        assert "3.1416 | 4.5000" in text
+
+
 def only(status: str | None) -> Callable[[dict], float | str | None]:
     return lambda label: status
 
@@ -356,9 +362,9 @@ SPARSE: dict[str, tuple[Callable[[dict], float | str | None], dict]] = {
     "all alike": (lambda t: 2.0, {}),
     "four sizes, all alike": (lambda t: 2.0, {"sizes": SIZES, "seeds": (0, 1)}),
     "no labels": (lambda t: 2.0 + t["seed"], {"sizes": ("",)}),
-    "fifty variants": (
-        lambda t: 2.0 + hash(t["id"]) % 7,
-        {"variants": [f"v{i}" for i in range(50)], "seeds": (0, 1)},
+    "forty variants": (
+        lambda t: 2.0 + int(t["id"], 16) % 7,
+        {"variants": [f"v{i}" for i in range(40)], "seeds": (0, 1)},
     ),
 }
 
@@ -389,6 +395,6 @@ def test_a_report_written_again_follows_the_records(tmp_path: Path) -> None:
     trials = fabricate.study(tmp_path, lambda t: None if t["seed"] == 2 else 2.0 + t["seed"] / 100)
     before = read(write_report(tmp_path, "made"), "md")["cell, trials"][0]["n"]
     for trial in trials:
-        fabricate._trial(tmp_path / "trials" / trial["id"], trial, 100_000, np.float64(2.5).item())
+        fabricate.write_trial(tmp_path / "trials" / trial["id"], trial, 100_000, 2.5)
     after = read(write_report(tmp_path, "made"), "md")["cell, trials"][0]["n"]
     assert (before, after) == ("2 (1 pending)", "3")

@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 from conftest import ROOT, TINY
 from runs import (
+    FAULTS,
     LONG,
     Command,
     curves,
     events,
+    faulty,
     new_results,
     plan_of,
     run_here,
     under_way,
     undisturbed,
-    wait_for,
     with_database,
 )
 
@@ -31,46 +32,6 @@ from ablate.run.ledger import Ledger
 from ablate.spec import to_tree
 
 Write = Callable[..., Path]
-
-FAULTS = '''\
-"""Norms that go wrong while training: not while the architecture is counted or evaluated."""
-
-import os
-import signal
-
-from ablate import Norm, register
-
-
-class Passing(Norm):
-    def forward(self, x):
-        if self.training and x.device.type != "meta":
-            self.fault()
-        return x
-
-
-@register("norm", "raises", paper="made up")
-class Raises(Passing):
-    """Raises."""
-
-    def fault(self):
-        raise RuntimeError("the norm is upset")
-
-
-@register("norm", "exits", paper="made up")
-class Exits(Passing):
-    """Ends its process."""
-
-    def fault(self):
-        os._exit(7)
-
-
-@register("norm", "dies", paper="made up")
-class Dies(Passing):
-    """Kills its process."""
-
-    def fault(self):
-        os.kill(os.getpid(), signal.SIGKILL)
-'''
 
 
 @pytest.fixture(scope="module")
@@ -309,8 +270,7 @@ def test_trials_that_raise_or_kill_their_worker_do_not_stop_the_others(
     ledger: Ledger, write: Write, reference: dict[str, bytes]
 ) -> None:
     write(FAULTS, "faults.py")
-    variants = "".join(f"  {name}: {{arch.norm: {name}}}\n" for name in ("raises", "exits", "dies"))
-    grid = write(TINY.replace("  rope: rope\n", variants) + "match: none\nplugins: [faults.py]\n")
+    grid = write(faulty(TINY, "raises", "exits", "dies"))
     command = ("run", grid, "--results", ledger.root, "--workers", 2, "--set", "seeds=[1]")
     code, said = run_here(*command)
     assert code == 1, said
@@ -324,13 +284,13 @@ def test_trials_that_raise_or_kill_their_worker_do_not_stop_the_others(
     }
     plain = trials["plain"]["id"]
     assert ledger.trial(plain).metrics.read_bytes() == reference[plain]
-    assert trials["raises"]["error"] == "RuntimeError: the norm is upset"
+    assert trials["raises"]["error"] == "RuntimeError: the norm [/is upset]"
     assert events(ledger.trial(trials["raises"]["id"])) == ["start", "end"]  # tried once: it would raise again
     for name, how in (("exits", "exit code 7"), ("dies", "SIGKILL")):
         assert trials[name]["error"] == f"lost: its worker died 3 times, last by {how}"
         assert events(ledger.trial(trials[name]["id"])).count("start") == 3
     why = run_here("why", trials["raises"]["id"], "--results", ledger.root)[1]
-    assert "error: RuntimeError: the norm is upset" in why and 'raise RuntimeError("the norm is upset")' in why
+    assert "error: RuntimeError: the norm [/is upset]" in why and 'raise RuntimeError("the norm [/is upset]")' in why
     assert "Traceback" in why and "--retry-failed" in why
     assert "its worker died 3 times" in run_here("why", trials["dies"]["id"], "--results", ledger.root)[1]
 
@@ -348,13 +308,11 @@ def test_trials_that_raise_or_kill_their_worker_do_not_stop_the_others(
 def test_a_mended_plugin_is_another_trial(ledger: Ledger, write: Write) -> None:
     """The code of a plugin is part of what was asked; the failure with the old code stays on record."""
     write(FAULTS, "faults.py")
-    grid = write(
-        TINY.replace("  rope: rope\n", "  raises: {arch.norm: raises}\n") + "match: none\nplugins: [faults.py]\n"
-    )
+    grid = write(faulty(TINY, "raises"))
     command = ("run", grid, "--results", ledger.root, "--workers", 1, "--set", "seeds=[1]")
     assert run_here(*command)[0] == 1
     (failed,) = [each for each in ledger.trial_ids() if ledger.trial(each).status() == "failed"]
-    write(FAULTS.replace('raise RuntimeError("the norm is upset")', "pass"), "faults.py")
+    write(FAULTS.replace('raise RuntimeError("the norm [/is upset]")', "pass"), "faults.py")
     code, said = run_here(*command)
     assert code == 0 and "trained 1, reused 1: 2 finished" in said
     assert len(ledger.trial_ids()) == 3 and ledger.trial(failed).status() == "failed"
@@ -374,7 +332,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(
     def interrupt(number: int, workers: int) -> str:
         steps = {each.id: saved_at(each.history()) for each in under_way(ledger)}
         with Command(tmp_path, "run", grid, "--results", ledger.root, "--workers", workers) as command:
-            wait_for(lambda: [each for each in begun_since(ledger, command)], "a trial that has begun")
+            command.wait_for(lambda: begun_since(ledger, command), "a trial that has begun")
             os.killpg(command.process.pid, number)
             assert command.wait() == 130, command.output()
             command.wait_until_alone()

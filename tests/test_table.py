@@ -82,6 +82,13 @@ def test_the_values_are_those_of_the_record(results: Path) -> None:
     assert pd.isna(one["error"])
 
 
+def test_the_hardware_is_the_gpu_where_there_is_one(results: Path) -> None:
+    file = folder_of(results, "base", 1) / "record.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"environment": record["environment"] | {"gpu": "a card"}}))
+    assert row(study_table(results, "made"), "base", 1)["hardware"] == "a card"
+
+
 def test_what_did_not_finish_has_no_loss(results: Path) -> None:
     table = study_table(results, "made")
     rest = table[table["status"] != "finished"]

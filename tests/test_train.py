@@ -108,7 +108,7 @@ def test_a_trial_stopped_at_every_place_gives_the_same_curve(
 def test_a_trial_killed_at_any_moment_gives_the_same_curve(
     ledger: Ledger, other_ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a kill leaves is a checkpoint of some time ago beside a curve that went on, maybe torn, or no checkpoint."""
+    """A kill leaves a checkpoint of some time ago beside a curve that went on, maybe torn; or no checkpoint."""
     monkeypatch.setattr(trial_module, "CHECKPOINT_SHARE", math.inf)  # one after every step
     trial = spec({"train.dropout": 0.1})
     moments: list[tuple[bytes, bytes]] = []  # checkpoint, curve

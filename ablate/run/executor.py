@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ablate.errors import UserError
+from ablate.run.files import read_json
 from ablate.run.ledger import TrialFolder
 from ablate.run.worker import Event
 from ablate.spec import Resources
@@ -42,7 +43,7 @@ def give_up(folder: TrialFolder, reason: str) -> Event:
             "status": "failed",
             "error": reason,
             "traceback": None,
-            "spec": None,
+            "spec": read_json(folder.spec),
             "metrics": {"loss": None, "last_loss": None},
             "params_total": None,
             "flops_per_token": None,

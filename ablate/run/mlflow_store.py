@@ -17,6 +17,8 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
 }
+# MLflow would try a server that is not there for minutes at the end of every study; the next run catches up
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
 def default_uri(results: Path) -> str:
@@ -40,7 +42,7 @@ def open_client(uri: str) -> Any:
 
     MLflow makes its tables in dozens of migrations, and cannot go on from one that a full disk interrupted.
     """
-    os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
+    os.environ.update({key: os.environ.get(key, value) for key, value in (QUIET | PATIENCE).items()})
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -75,8 +76,8 @@ class ProgressView:
         color = {"finished": "green", "diverged": "yellow"}.get(event["status"], "red")
         count = f"[{len(self.ended):>{len(str(self.total))}}/{self.total}]"
         self.console.print(
-            f"{count} [{color}]{event['status']:<8}[/] {row.variant} ({cell}) seed {trial.spec.seed}  "
-            f"{result}  [dim]{trial.id}[/]",
+            f"{count} [{color}]{event['status']:<8}[/] {escape(row.variant)} ({escape(cell)}) "
+            f"seed {trial.spec.seed}  {escape(result)}  [dim]{trial.id}[/]",
             highlight=False,
             soft_wrap=True,
         )
@@ -117,7 +118,8 @@ class ProgressView:
             loss = f"loss {event['loss']:.3f}" if event.get("loss") is not None else ""
             cell = ", ".join(each for each in (row.size, row.axes, row.budget) if each)
             part = f"{event['step'] / event['steps']:4.0%}"
-            table.add_row(f"  {part}", f"{row.variant} ({cell}) seed {self.trials[trial_id].spec.seed}", loss)
+            what = escape(f"{row.variant} ({cell}) seed {self.trials[trial_id].spec.seed}")
+            table.add_row(f"  {part}", what, loss)
         if len(self.running) > SHOWN:
             table.add_row("", f"and {len(self.running) - SHOWN} more", "")
         return Group(table, self._bar)

@@ -23,6 +23,7 @@ for _key, _value in {  # all of it before `import ray`
 
 import json
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -39,18 +40,22 @@ STOP_PATIENCE_S = 15.0
 
 
 class Feed(tune.search.Searcher):
-    """Gives Tune a lane for each class that still has jobs, as often as Tune has room for one."""
+    """Gives Tune a lane for each class that still has jobs, as often as Tune has room for one.
 
-    def __init__(self, kinds: dict[str, dict[str, Any]], counts: dict[str, int], deck: Any):
+    It finds the deck by its name: Tune copies a searcher, and a handle that is copied outside of Ray's tasks can
+    make Ray believe that nobody needs the actor any more.
+    """
+
+    def __init__(self, kinds: dict[str, dict[str, Any]], counts: dict[str, int]):
         super().__init__(metric="events", mode="min")
-        self.kinds, self.left, self.deck = kinds, dict(counts), deck
+        self.kinds, self.left = kinds, dict(counts)
         self.lanes = 0
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        for kind in ray.get(self.deck.kinds_waiting.remote()):
+        for kind in ray.get(ray.get_actor(DECK).kinds_waiting.remote()):
             if self.left[kind]:
                 self.left[kind] -= 1
                 self.lanes += 1
@@ -86,13 +91,20 @@ def main() -> None:
         init["address"] = orders["address"]
     else:
         init |= {
+            "address": "local",  # else a cluster that another study has started here would be joined
             "num_cpus": orders["slots"],
             "num_gpus": orders["gpus"],
             "object_store_memory": 100 * 2**20,
             "include_dashboard": False,
         }
     threading.Thread(target=_follow_stdin, daemon=True).start()
-    ray.init(**init)
+    try:
+        _reachable(orders["address"])
+        ray.init(**init)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        where = f"the Ray cluster at {orders['address']} cannot be reached" if orders["address"] else "Ray cannot start"
+        say({"fatal": f"{where}: {str(error).splitlines()[0]}", "code": 2})
+        return
     have = ray.cluster_resources()
     for kind in orders["kinds"].values():
         for name, need in (("CPU", kind["cpus"]), ("GPU", kind["gpus"])):
@@ -104,12 +116,20 @@ def main() -> None:
     jobs = {kind: [Job(**job) for job in each] for kind, each in orders["jobs"].items()}
     deck = Deck.options(name=DECK, lifetime=None).remote(jobs)  # type: ignore[attr-defined]
     try:
-        _tune(orders, jobs, deck)
+        ray.get(deck.kinds_waiting.remote())  # it runs
+        _tune(orders, jobs)
     finally:
         ray.shutdown()
 
 
-def _tune(orders: dict[str, Any], jobs: dict[str, list[Job]], deck: Any) -> None:
+def _reachable(address: str | None) -> None:
+    """Raise `OSError` when nothing listens at host:port: Ray itself would try for ten minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.split("//")[-1], int(port)), timeout=10).close()
+
+
+def _tune(orders: dict[str, Any], jobs: dict[str, list[Job]]) -> None:
     def needs(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         bundle = {"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})}
         return tune.PlacementGroupFactory([bundle])
@@ -119,7 +139,7 @@ def _tune(orders: dict[str, Any], jobs: dict[str, list[Job]], deck: Any) -> None
         tune.Tuner(
             tune.with_resources(Lane, needs),
             tune_config=tune.TuneConfig(
-                search_alg=Feed(orders["kinds"], counts, deck),
+                search_alg=Feed(orders["kinds"], counts),
                 num_samples=sum(counts.values()),
                 reuse_actors=True,
                 max_concurrent_trials=orders["lanes"],

@@ -70,6 +70,7 @@ class Lane(tune.Trainable):
         self.device = "cuda" if config["gpus"] else "cpu"
         self.deck = ray.get_actor(DECK)
         self.events: Any = iter(())
+        self.holds = False  # a job of this actor's; one that the deck has for this lane is a dead actor's
 
     def step(self) -> dict[str, Any]:
         """Work for about a second, or to the end of the deck; every event of a trial's end is passed on."""
@@ -89,13 +90,15 @@ class Lane(tune.Trainable):
         return {"events": json.dumps([*passed, *([latest] if latest else [])]), "done": False}
 
     def _take(self, passed: list[Event]) -> bool:
-        ray.get(self.deck.done.remote(self.lane))
+        if self.holds:
+            ray.get(self.deck.done.remote(self.lane))
         job, event = ray.get(self.deck.deal.remote(self.lane, self.kind))
         if event is not None:
             passed.append(event)
+        self.holds = job is not None
         if job is not None:
             self.events = work(replace(job, device=self.device))
-        return job is not None
+        return self.holds
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Serve as another lane: nothing of a trial outlives it, so there is nothing to undo."""

@@ -14,12 +14,11 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ablate.run.files import read_json, write_json
 from ablate.run.ledger import Ledger
-from ablate.run.mlflow_store import files_of, open_client
+from ablate.run.mlflow_store import database_of, files_of, open_client
 from ablate.spec import flatten
 
 STATUS = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
@@ -36,16 +35,23 @@ class Mirror:
         self.uri = uri
         self.trouble: str | None = None
         self._marks_file = ledger.study_folder(study["study"]) / PUBLISHED
-        self._marks: dict[str, str] = self._read_marks()
+        known = self._known()
+        self._marks: dict[str, str] = dict(known.get("trials", {}))
+        self._open = bool(known.get("open"))  # a driver died before it gave the parents their status
         self._client: Any = None
         self._runs: dict[str, Any] = {}  # key -> run, of this study
         self._labels = {trial["id"]: trial for trial in study["trials"]}
 
-    def _read_marks(self) -> dict[str, str]:
+    def _known(self) -> dict[str, Any]:
         """What was published to this URI before; nothing, when its database file is gone."""
         known = read_json(self._marks_file) or {}
-        gone = self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).is_file()
-        return {} if gone or known.get("uri") != self.uri else dict(known.get("trials", {}))
+        database = database_of(self.uri)
+        gone = database is not None and not database.is_file()
+        return {} if gone or known.get("uri") != self.uri else dict(known)
+
+    def _remember(self, open_: bool) -> None:
+        write_json(self._marks_file, {"uri": self.uri, "open": open_, "trials": self._marks})
+        self._open = open_
 
     def behind(self) -> list[str]:
         """Trials that ended and are not published as they ended."""
@@ -58,6 +64,8 @@ class Mirror:
 
     def publish(self, trial_ids: list[str]) -> None:
         """Bring the tracking server up to date with these trials."""
+        if self.trouble and self._client is None:  # it was not to be reached: not again in this run
+            return
         try:
             self._connect()
             for trial_id in trial_ids:
@@ -65,26 +73,32 @@ class Mirror:
                 if record is not None:
                     self._publish_trial(trial_id, record)
                     self._marks[trial_id] = _hash(record)
-            write_json(self._marks_file, {"uri": self.uri, "trials": self._marks})
+            self._remember(open_=True)
         except Exception as error:  # MLflow raises many kinds; none of them may stop a study
             self.trouble = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
     def close(self) -> None:
         """Give the study's and variants' runs the status that their trials have come to."""
-        if self._client is None or self.trouble:
+        if self.trouble or not self._open:
             return
         statuses = {trial_id: self.ledger.trial(trial_id).status() for trial_id in self._labels}
         try:
-            for key, run in self._runs.items():
-                if not key.startswith("trial:"):
-                    mine = [
-                        statuses[trial_id]
-                        for trial_id, label in self._labels.items()
-                        if key in ("study", f"variant:{label['variant']}")
-                    ]
-                    self._client.set_terminated(run.info.run_id, _parent_status(mine))
+            self._connect()
+            for key in self._parents():
+                mine = [
+                    statuses[trial_id]
+                    for trial_id, label in self._labels.items()
+                    if key in ("study", f"variant:{label['variant']}")
+                ]
+                self._client.set_terminated(self._runs[key].info.run_id, _parent_status(mine))
+            self._remember(open_=False)
         except Exception as error:
             self.trouble = f"{type(error).__name__}: {error}"
+
+    def _parents(self) -> list[str]:
+        """Keys of the runs of the study and of its variants, of those that there are."""
+        keys = ["study", *sorted({f"variant:{label['variant']}" for label in self._labels.values()})]
+        return [key for key in keys if key in self._runs]
 
     def _connect(self) -> None:
         if self._client is not None:
@@ -104,9 +118,8 @@ class Mirror:
             token = page.token
             if not token:
                 break
-        for key, run in self._runs.items():
-            if not key.startswith(("trial:", "superseded:")):
-                client.update_run(run.info.run_id, status="RUNNING")
+        for key in self._parents():
+            client.update_run(self._runs[key].info.run_id, status="RUNNING")
         self._client = client
 
     def _run(self, key: str, name: str, parent: Any, tags: Mapping[str, str]) -> Any:
@@ -154,7 +167,7 @@ class Mirror:
         params = [
             Param(path, str(value)[:6000])
             for path, value in flatten(record.get("spec") or {})
-            if value is not None and value != ""
+            if path and value is not None and value != ""
         ]
         stamp = int(record["ended"] * 1000)  # of the record: publishing again makes the same points
         metrics = [

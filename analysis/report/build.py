@@ -136,12 +136,12 @@ def _figures(
             height,
         )
     cell = _largest_cell(done)
-    mask = (curves[list(CELL)] == pd.Series(cell)).all(axis=1) if cell is not None else pd.Series(dtype=bool)
-    if cell is not None and mask.any():
+    mine = curves[(curves[list(CELL)] == pd.Series(cell)).all(axis=1)] if cell else curves.iloc[:0]
+    if cell and len(mine):
         label = ", ".join(value for value in cell.values() if value)
         found["learning_curves"] = _figure(
             f"Validation loss during training at {label}: mean over seeds, band from lowest to highest.",
-            lambda ax: plots.learning_curves(curves[mask], order, ax),
+            lambda ax: plots.learning_curves(mine, order, ax),
             4.2,
         )
     return found

@@ -1,0 +1,233 @@
+"""What the documents say is so: commands parse, grids plan, examples run, links lead on, lists are complete."""
+
+from __future__ import annotations
+
+import argparse
+import doctest
+import json
+import re
+import shlex
+from pathlib import Path
+
+import fabricate
+import pytest
+from conftest import ROOT, Cli
+
+from ablate import check, registry
+from ablate.cli import parser
+from ablate.errors import UserError
+from ablate.grid import BUDGETS, KEYS, load_grid
+from ablate.match import TARGETS
+from ablate.overlays import ladders, overlays
+from ablate.plan import make_plan
+from ablate.yamlfile import read_yaml
+from analysis.report import write_report
+
+README = ROOT / "README.md"
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md", "benchmarks/README.md")]
+PAGES = sorted({page for page in (*PAGES, *(ROOT / "docs").rglob("*.md")) if page.exists()})
+EXAMPLE = ROOT / "docs" / "examples" / "my_variants.py"
+COMMANDS: dict[str, argparse.ArgumentParser] = next(
+    action.choices for action in parser()._actions if isinstance(action, argparse._SubParsersAction)
+)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_IN_CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
+
+
+def name_of(value: object) -> str:
+    return str(value.relative_to(ROOT)) if isinstance(value, Path) else str(value).splitlines()[0]
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [code for language, code in FENCE.findall(page.read_text()) if language in languages]
+
+
+def spans(page: Path) -> list[str]:
+    """Inline code."""
+    return re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text()))
+
+
+def shell_lines(page: Path) -> list[str]:
+    """The commands of shell blocks, and of console blocks those after a prompt; of indented blocks those of make."""
+    lines = [line for code in blocks(page, "sh") for line in code.splitlines()]
+    lines += [line[2:] for code in blocks(page, "console") for line in code.splitlines() if line.startswith("$ ")]
+    lines += re.findall(r"^    (make .*)$", page.read_text(), re.MULTILINE)
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every `ablate ...`, in blocks and in the text, as a list of words; placeholders such as [SLOT] are words."""
+    found = [line for line in (*shell_lines(page), *spans(page)) if re.match(r"ablate($| [^-])", line)]
+    return [shlex.split(line.split("|")[0].replace("[", "").replace("]", ""), comments=True)[1:] for line in found]
+
+
+def test_the_pages_that_a_reader_expects_are_there() -> None:
+    assert {"README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/components.md"} <= set(map(name_of, PAGES))
+
+
+@every_page
+def test_code_is_fenced_as_something_known(page: Path) -> None:
+    text = page.read_text()
+    assert {language for language, _ in FENCE.findall(text)} <= {"", "sh", "console", "yaml", "python"}
+    assert text.count("```") == 2 * len(FENCE.findall(text))
+
+
+@every_page
+def test_commands_are_as_the_parser_has_them(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in commands(page):
+        if not words or (len(words) == 1 and words[0] in COMMANDS):
+            continue  # named, not shown
+        try:
+            parser().parse_args(words)
+        except SystemExit as ended:
+            assert ended.code == 0, f"ablate {shlex.join(words)}: {capsys.readouterr().err}"
+
+
+@every_page
+def test_other_commands_exist(page: Path) -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in (*shell_lines(page), *(span for span in spans(page) if span.startswith(("make ", "python ")))):
+        words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
+        assert words[0] in ("ablate", "make", "pip", "python", "git", "cd"), line
+        if words[0] == "make":
+            assert set(words[1:]) <= targets, line
+        if words[:2] == ["python", "-m"]:
+            assert (ROOT / words[2] / "__main__.py").is_file() or words[2] in ("pytest", "pip", "venv"), line
+        elif words[0] == "python":
+            assert (ROOT / words[1]).is_file(), line
+
+
+def test_the_readme_names_every_command() -> None:
+    assert {words[0] for words in commands(README) if words} == set(COMMANDS)
+
+
+def test_options_that_the_readme_names_exist() -> None:
+    known = {option for command in COMMANDS.values() for option in command._option_string_actions}
+    named = {span.split()[0].split("=")[0] for span in spans(README) if span.startswith("--")}
+    assert named and named <= known
+
+
+def test_the_readme_has_the_exit_codes_of_the_help() -> None:
+    (said,) = re.findall(r"Exit codes: [^.]+\.", re.sub(r"\s+", " ", README.read_text()))
+    assert said in re.sub(r"\s+", " ", parser().epilog)
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", NOT_IN_CODE.sub("", page.read_text()))
+    for link in links:
+        if link.startswith(("https://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists() and target.is_relative_to(ROOT), link
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, link
+
+
+@every_page
+def test_files_that_are_named_exist(page: Path) -> None:
+    """Python files, and paths that begin at a folder of the repository; `<id>` and the like stand for anything."""
+    text = page.read_text()
+    files = [str(file.relative_to(ROOT)) for file in ROOT.rglob("*.py") if ".venv" not in file.parts]
+    for name in re.findall(r"(?<!No `)(?<![\w/.*])[\w/]+\.py\b", text):
+        assert any(f"/{file}".endswith(f"/{name}") for file in files), name
+    for name in re.findall(r"(?:ablate|analysis|docs|tests|experiments|benchmarks)/[\w./*-]+", " ".join(spans(page))):
+        assert list(ROOT.glob(name)), name
+
+
+def test_contributing_is_short() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 60
+
+
+@every_page
+def test_python_compiles_and_its_examples_run(page: Path) -> None:
+    for index, code in enumerate(blocks(page, "python")):
+        if ">>>" not in code:
+            compile(code, f"{page.name}, block {index}", "exec")
+            continue
+        example = doctest.DocTestParser().get_doctest(code, {}, page.name, str(page), 0)
+        assert doctest.DocTestRunner().run(example).failed == 0
+
+
+def plugin(page: Path) -> str:
+    """The file that a page's grids call my_variants.py: its own example, else the one that it links to."""
+    own = [code for code in blocks(page, "python") if "@register(" in code]
+    return "\n".join(own) if own else EXAMPLE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("page", "text"), [(page, text) for page in PAGES for text in blocks(page, "yaml")], ids=name_of
+)
+def test_grids_plan(page: Path, text: str, write, cli: Cli, tmp_path: Path, token_cache: Path) -> None:
+    grid = write(text)
+    assert set(read_yaml(grid).value) <= set(KEYS)
+    if "plugins:" not in text:
+        assert make_plan(load_grid(grid), token_cache).trials
+        return
+    write(plugin(page), "my_variants.py")  # in a process of its own: a plugin stays registered
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "cache").symlink_to(token_cache)
+    made = cli("plan", grid, "--json")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["trials"] > 0
+
+
+def test_the_readme_shows_the_quickstart_as_it_is() -> None:
+    (shown,) = [text for text in blocks(README, "yaml") if "study: quickstart" in text]
+    assert (ROOT / "experiments" / "quickstart.yaml").read_text().endswith(shown)
+
+
+def test_the_readme_shows_a_mistake_as_it_is_answered(write, token_cache: Path) -> None:
+    """The message in the README is that of its own grid with one letter too many; what is known may grow."""
+    (shown,) = re.findall(r"^ablate: grid\.yaml:.*$", README.read_text(), re.MULTILINE)
+    (quickstart,) = [text for text in blocks(README, "yaml") if "study: quickstart" in text]
+    grid = write(quickstart.replace("arch.position: rope", "arch.position: ropee"))
+    with pytest.raises(UserError) as error:
+        make_plan(load_grid(grid), token_cache)
+    said, known = f"ablate: {error.value}".replace(f"{grid.parent}/", "").split(" known: ")
+    assert said == shown.split(" known: ")[0]
+    assert set(shown.split(" known: ")[1].split(", ")) <= set(known.split(", "))
+
+
+def test_the_readme_names_what_a_grid_may_hold() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", README.read_text(), re.MULTILINE)
+    named = {key: set(re.findall(r"`([^`]+)`", text)) for key, text in rows}
+    assert set(KEYS) == named.keys() | (named["match"] & {"tolerance"})
+    assert set(TARGETS) <= named["match"] and set(BUDGETS) <= named["budgets"]
+    presets = {overlay.name for overlay in overlays().values() if overlay.preset}
+    assert {name.removeprefix("preset: ") for name in named["base"]} >= presets
+    assert named["sizes"] == set(ladders())
+
+
+def test_the_component_of_the_readme_passes_its_checks(write, cli: Cli) -> None:
+    """The command of the README on its example, with the number of checks that it says."""
+    write(plugin(README), "my_variants.py")
+    (line,) = [line for line in shell_lines(README) if line.startswith("ablate check")]
+    made = cli(*shlex.split(line, comments=True)[1:])
+    assert made.returncode == 0, made.stderr
+    (number,) = re.findall(r"# (\d+) contract checks", line)
+    assert f"{number} passed" in made.stdout
+
+
+def test_the_page_of_components_has_all_slots_and_checks() -> None:
+    text = (ROOT / "docs" / "components.md").read_text()
+    slots, checks = (
+        re.findall(r"^\| (\w+) \|", text.split(title)[1].split("\n## ")[0], re.MULTILINE)[1:]
+        for title in ("## The slots", "## What is checked")
+    )
+    assert slots == list(registry.SLOTS)
+    every = {each for name in registry.SLOTS for each in (*check.EVERYWHERE, *check.BY_SLOT.get(name, ()))}
+    assert set(checks) == {each.__name__.removeprefix("check_") for each in (*every, check.check_cache)}
+
+
+def test_the_page_of_results_names_the_files_of_a_report(tmp_path: Path) -> None:
+    fabricate.study(tmp_path, lambda label: 2.0 + label["seed"] / 100)
+    folder = write_report(tmp_path, "made").html.parent
+    text = (ROOT / "results" / "README.md").read_text()
+    named = {name for name in re.findall(r"[\w.-]+\.(?:html|md|csv|svg)\b", text) if name != "README.md"}
+    assert named == {file.name for file in folder.iterdir() if file.suffix != ".svg"}

@@ -1,0 +1,175 @@
+"""The Ray executor: the same results as the local one, whatever is killed, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+from runs import (
+    FAULTS,
+    LONG,
+    Command,
+    curves,
+    events,
+    faulty,
+    in_the_middle,
+    new_results,
+    run_here,
+    trainer,
+    under_way,
+    undisturbed,
+    with_database,
+)
+
+from ablate.run import ray_executor
+from ablate.run.ledger import Ledger
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc"),
+]
+
+Write = Callable[..., Path]
+VOLATILE = ("wall_s", "tokens_per_s", "ended", "peak_memory_bytes")
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> Ledger:
+    return undisturbed(LONG, tmp_path_factory.mktemp("long"), token_cache)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> Ledger:
+    return undisturbed(TINY, tmp_path_factory.mktemp("tiny"), token_cache)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, token_cache: Path) -> Ledger:
+    return with_database(new_results(tmp_path / "results", token_cache))
+
+
+def ray_command(ledger: Ledger, grid: Path, *options: object) -> tuple[object, ...]:
+    return ("run", grid, "--results", ledger.root, "--executor", "ray", "--workers", 2, *options)
+
+
+def log_of(ledger: Ledger, study: str) -> Path:
+    return ledger.study_folder(study) / "ray.log"
+
+
+def lasting(record: dict[str, Any] | None) -> dict[str, Any]:
+    """A record without times and places."""
+    assert record is not None
+    return {key: value for key, value in record.items() if key not in VOLATILE}
+
+
+def daemons(command: Command) -> list[str]:
+    return [name for name in command.alive().values() if "raylet" in name or "gcs_server" in name]
+
+
+def test_the_same_grid_gives_the_same_results(
+    ledger: Ledger, write: Write, tiny: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Curves to the byte and records, against trials trained without executor; then nothing is started for nothing."""
+    grid = write(TINY)
+    with Command(grid.parent, *ray_command(ledger, grid)) as driver:
+        assert driver.wait() == 0, driver.output() + log_of(ledger, "tiny").read_text()[-3000:]
+        driver.wait_until_alone()
+        said = driver.output()
+    assert "trained 4, reused 0: 4 finished" in said and "\x1b" not in said and "raylet" not in said
+    assert curves(ledger) == curves(tiny)
+    for trial_id in tiny.trial_ids():
+        ours, theirs = ledger.trial(trial_id), tiny.trial(trial_id)
+        assert lasting(ours.record()) == lasting(theirs.record())
+        assert ours.weights.read_bytes() == theirs.weights.read_bytes()
+        assert events(ours) == ["start", "end"] and trainer(ours) != driver.process.pid
+
+    monkeypatch.setattr(ray_executor.subprocess, "Popen", lambda *_, **__: pytest.fail("Ray was started"))
+    code, said = run_here(*ray_command(ledger, grid))
+    assert code == 0 and "trained 0, reused 4" in said
+
+
+def test_killed_workers_and_a_killed_driver(ledger: Ledger, long: Ledger, write: Write) -> None:
+    """A lane that dies is given its trial again; a driver that dies takes its cluster with it."""
+    grid = write(LONG)
+    command, log = ray_command(ledger, grid, "--checkpoint-every", 0.1), log_of(ledger, "long")
+    with Command(grid.parent, *command) as driver:
+        (hit, *_) = driver.wait_for(lambda: under_way(ledger), "a checkpoint", log)
+        worker = trainer(hit)
+        assert worker != driver.process.pid and worker in driver.alive()
+        os.kill(worker, signal.SIGKILL)
+        driver.wait_for(lambda: "resume" in events(hit), "the trial goes on", log)
+        assert events(hit)[:3] == ["start", "lost", "resume"]
+        driver.wait_for(lambda: in_the_middle(ledger), "a record and a checkpoint", log)
+        assert daemons(driver)
+        os.kill(driver.process.pid, signal.SIGKILL)
+        driver.wait()
+        driver.wait_until_alone()
+    done = {each for each in ledger.trial_ids() if ledger.trial(each).record()}
+    left = {each for each in long.trial_ids() if each not in done}
+    assert done and left
+    for trial_id in done:
+        assert ledger.trial(trial_id).metrics.read_bytes() == long.trial(trial_id).metrics.read_bytes()
+
+    with Command(grid.parent, *command) as driver:
+        assert driver.wait() == 0, driver.output() + log.read_text()[-3000:]
+        assert f"trained {len(left)}, reused {len(done)}: 4 finished" in driver.output()
+        driver.wait_until_alone()
+    assert curves(ledger) == curves(long)
+    for trial_id in long.trial_ids():
+        assert lasting(ledger.trial(trial_id).record()) == lasting(long.trial(trial_id).record())
+    assert any("resume" in events(ledger.trial(each)) for each in left)
+
+
+def test_an_interrupted_cluster_ends_and_another_executor_goes_on(ledger: Ledger, long: Ledger, write: Write) -> None:
+    """Ctrl-C: the trials under way leave checkpoints, no process of Ray's is left, and the ledger is all there is."""
+    grid = write(LONG)
+    with Command(grid.parent, *ray_command(ledger, grid)) as driver:
+        driver.wait_for(
+            lambda: [each for each in ledger.trial_ids() if len(ledger.trial(each).rows()) > 5],
+            "a trial that has begun",
+            log_of(ledger, "long"),
+        )
+        assert daemons(driver)
+        os.killpg(driver.process.pid, signal.SIGINT)
+        assert driver.wait() == 130, driver.output()
+        driver.wait_until_alone()
+        assert "the same command goes on from here" in driver.output() and "Traceback" not in driver.output()
+    assert under_way(ledger)  # without the stop there would be no checkpoint yet
+    code, said = run_here("run", grid, "--results", ledger.root, "--workers", 2)
+    assert code == 0 and "4 finished" in said
+    assert curves(ledger) == curves(long)
+    assert any("resume" in events(ledger.trial(each)) for each in long.trial_ids())
+
+
+def test_a_trial_that_kills_its_worker_again_and_again_is_given_up(
+    ledger: Ledger, write: Write, tiny: Ledger
+) -> None:
+    """As under the local executor: three deaths, and the others end as if it had not been there."""
+    write(FAULTS, "faults.py")
+    grid = write(faulty(TINY, "dies"))
+    with Command(grid.parent, *ray_command(ledger, grid, "--set", "seeds=[1]")) as driver:
+        assert driver.wait() == 1, driver.output() + log_of(ledger, "tiny").read_text()[-3000:]
+        driver.wait_until_alone()
+        assert "trained 2, reused 0: 1 finished, 1 failed" in driver.output()
+    (dead,) = [ledger.trial(each) for each in ledger.trial_ids() if each not in tiny.trial_ids()]
+    record = dead.record()
+    assert record is not None and record["status"] == "failed"
+    assert record["error"] == "lost: its worker died 3 times" and events(dead).count("start") == 3
+    (plain,) = set(ledger.trial_ids()) - {dead.id}
+    assert ledger.trial(plain).metrics.read_bytes() == tiny.trial(plain).metrics.read_bytes()
+
+
+def test_a_trial_that_asks_for_more_than_the_cluster_has(ledger: Ledger, write: Write) -> None:
+    grid = write(TINY)
+    with Command(grid.parent, *ray_command(ledger, grid, "--set", "resources.cpus=64")) as driver:
+        assert driver.wait() == 2, driver.output()
+        assert "a trial asks for 64 CPUs, but the Ray cluster has 2" in driver.output()
+        assert "Traceback" not in driver.output()
+        driver.wait_until_alone()
+    assert all(ledger.trial(each).record() is None for each in ledger.trial_ids())
