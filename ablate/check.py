@@ -292,7 +292,7 @@ def check_factors(subject: Subject) -> None:
 
 
 def check_round_trip(subject: Subject) -> None:
-    """A tokenizer's ids lie in its vocabulary, what it decodes encodes to the same ids, and its state holds it all."""
+    """A tokenizer's ids lie in its vocabulary, what it decodes encodes to the same ids, its state is all of it."""
     if any(option.name == "path" for option in subject.entry.options):
         return  # cannot be made without a user's file
     tokenizer = registry.make("tokenizer", subject.component)

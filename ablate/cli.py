@@ -24,6 +24,34 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"ablate {_version()}")
     sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    _study_commands(sub)
+    _component_commands(sub)
+    _result_commands(sub)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.action(options))
+    except UserError as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return getattr(error, "code", 2)
+    except KeyboardInterrupt:
+        print("ablate: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # as in `ablate list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # a full disk, a folder that may not be written
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "; free some space and run the command again: nothing that ended is lost" if full else ""
+        print(f"ablate: {error}{hint}", file=sys.stderr)
+        return 75 if full else 2
+
+
+def _study_commands(sub: Any) -> None:
     run = _command(sub, "run", "train what is missing of a grid, then report", commands.run)
     _grid(run)
     _results(run)
@@ -50,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("study", metavar="STUDY")
     _results(report)
 
+
+def _component_commands(sub: Any) -> None:
     listing = _command(sub, "list", "components and variants, with their papers", commands.list_components)
     listing.add_argument("slot", nargs="?", metavar="SLOT", help="one slot, or 'variant' or 'preset'")
     listing.add_argument("--plugin", action="append", default=[], metavar="FILE", help="also those of your file")
@@ -69,6 +99,8 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--plugin", action="append", default=[], metavar="FILE", help="also those of your file")
     _json(check)
 
+
+def _result_commands(sub: Any) -> None:
     why = _command(sub, "why", "why a trial was run, reused or resumed", commands.why)
     why.add_argument("trial", metavar="TRIAL", help="a trial's id, or its beginning")
     _results(why)
@@ -78,28 +110,6 @@ def parser() -> argparse.ArgumentParser:
     _results(ui)
     ui.add_argument("--port", type=int, default=5000, metavar="N", help="(default: 5000)")
     ui.add_argument("--tracking-uri", metavar="URI", help="another store (default: SQLite in the results)")
-    return top
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code."""
-    options = parser().parse_args(arguments)
-    try:
-        return int(options.action(options))
-    except UserError as error:
-        print(f"ablate: {error}", file=sys.stderr)
-        return getattr(error, "code", 2)
-    except KeyboardInterrupt:
-        print("ablate: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # as in `ablate list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:  # a full disk, a folder that may not be written
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "; free some space and run the command again: nothing that ended is lost" if full else ""
-        print(f"ablate: {error}{hint}", file=sys.stderr)
-        return 75 if full else 2
 
 
 def _command(sub: Any, name: str, help_: str, action: Any) -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -29,6 +30,13 @@ def unknown(what: str, word: object, names: Iterable[str]) -> str:
     close = get_close_matches(str(word), names, n=1, cutoff=0.6)
     hint = f" did you mean {close[0]!r}?" if close else ""
     return f"unknown {what} {word!r};{hint} known: {', '.join(names)}"
+
+
+def within(what: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise `UserError` unless low <= value <= high."""
+    if not low <= value <= high:
+        legal = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise UserError(f"{what} {value:g} must be {legal}")
 
 
 def plural(count: int, noun: str) -> str:

@@ -49,6 +49,8 @@ class Row:
 
 @dataclass(frozen=True)
 class PlannedTrial:
+    """One training run of a plan: a row with one of the seeds."""
+
     id: str
     spec: TrialSpec
     row: Row
@@ -172,16 +174,24 @@ class _Planner:
                 task.held_out(split, 1)
         except UserError as error:
             raise draft.error(SpecError(("data", "seq_len"), str(error))) from None
-        if spec.train.optimizer.options:  # torch knows their ranges
-            try:
-                parts: list[dict[str, Any]] = [{"params": [torch.zeros(1, 1, requires_grad=True)]}]
-                registry.make("optimizer", spec.train.optimizer).build(parts, spec.train.lr)
-            except (ValueError, RuntimeError) as error:
-                problem = f"optimizer {spec.train.optimizer.name!r}: {error}"
-                raise draft.error(SpecError(("train", "optimizer"), problem)) from None
+        self._check_recipe(spec.train, draft)
         if spec.train.precision == "auto":
             spec = replace(spec, train=replace(spec.train, precision=default_precision(spec)))
         return spec
+
+    def _check_recipe(self, train: TrainSpec, draft: Draft) -> None:
+        """Make the schedule and the optimizer once: they know the ranges of their options."""
+        try:
+            registry.make("schedule", train.schedule)
+        except UserError as error:
+            raise draft.error(SpecError(("train", "schedule"), str(error))) from None
+        if train.optimizer.options:
+            try:
+                parts: list[dict[str, Any]] = [{"params": [torch.zeros(1, 1, requires_grad=True)]}]
+                registry.make("optimizer", train.optimizer).build(parts, train.lr)
+            except (ValueError, RuntimeError, UserError) as error:
+                problem = f"optimizer {train.optimizer.name!r}: {error}"
+                raise draft.error(SpecError(("train", "optimizer"), problem)) from None
 
     def task(self, data: DataSpec) -> Task:
         if data not in self._tasks:

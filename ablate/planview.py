@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ablate.errors import plural
 from ablate.plan import Plan, Row
 from ablate.run.ledger import Ledger
 
@@ -88,7 +89,7 @@ def print_plan(plan: Plan, ledger: Ledger) -> None:
         )
     console.print(table)
     console.print(
-        f"{len(plan.trials)} trials over seeds {list(plan.grid.seeds)}, {done} already done; match: "
+        f"{plural(len(plan.trials), 'trial')} over seeds {list(plan.grid.seeds)}, {done} already done; match: "
         f"{plan.grid.match} within {plan.grid.tolerance:.1%}; {plan.total_flops:.3g} training FLOPs in all",
         soft_wrap=True,
     )

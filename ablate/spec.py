@@ -19,6 +19,7 @@ from ablate.errors import SpecError, UserError, unknown
 from ablate.signatures import accept
 
 SUBLAYER = ("mixer", "channel")  # a sublayer is one or the other; their names do not clash
+MOST_SUBLAYERS = 10_000
 FORMAT = 1  # raised when the meaning of a field changes: old ids are then never reused
 
 Tree = dict[str, Any]
@@ -73,6 +74,8 @@ class ArchSpec:
     def __post_init__(self) -> None:
         for name in ("d_model", "n_heads", "depth"):
             _positive(self, name)
+        if self.depth * len(self.order) > MOST_SUBLAYERS:
+            raise SpecError(["depth"], f"{self.depth} makes more than {MOST_SUBLAYERS:,} sublayers")
         if not self.order:
             raise SpecError(["order"], "is empty: a layer needs at least one sublayer")
         letters = dict(self.sublayers)

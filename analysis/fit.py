@@ -68,7 +68,7 @@ class ScalingLaw:
         rows = []
         for x, y in draws:
             x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-            theta, _ = _refine(self.law, x / self._centre, y, self.delta, self.theta_)
+            theta, _ = _refine(self.law, x / self._centre, y, self.delta, self.theta_, tolerance=1e-8, at_most=50)
             rows.append(self._named(theta))
         samples = pd.DataFrame(rows, columns=list(self.law.parameters))
         self.ci95_ = {
@@ -104,7 +104,9 @@ def _minimise(law: Law, x: Array, y: Array, delta: float) -> tuple[Array, float]
     return min(found, key=lambda pair: pair[1])
 
 
-def _refine(law: Law, x: Array, y: Array, delta: float, start: Array) -> tuple[Array, float]:
+def _refine(
+    law: Law, x: Array, y: Array, delta: float, start: Array, tolerance: float = 1e-12, at_most: int = 500
+) -> tuple[Array, float]:
     log_y = np.log(y)
     solved = least_squares(
         lambda theta: law.log_value(theta, x) - log_y,
@@ -113,10 +115,10 @@ def _refine(law: Law, x: Array, y: Array, delta: float, start: Array) -> tuple[A
         loss="huber",
         f_scale=delta,
         x_scale="jac",
-        xtol=1e-12,
-        ftol=1e-12,
-        gtol=1e-12,
-        max_nfev=500,
+        xtol=tolerance,
+        ftol=tolerance,
+        gtol=tolerance,
+        max_nfev=at_most,
     )
     return solved.x, huber_sum(solved.fun, delta)
 

@@ -82,6 +82,14 @@ class Raises(Passing):
         raise RuntimeError("the norm [/is upset]")
 
 
+@register("norm", "reads", paper="made up")
+class Reads(Passing):
+    """Needs a file that is not there."""
+
+    def fault(self):
+        open("no such table")
+
+
 @register("norm", "exits", paper="made up")
 class Exits(Passing):
     """Ends its process."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from own_plugins import own_plugins
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +23,7 @@ from ablate.build import build_model, build_on_meta
 from ablate.cost import Cost, CostBook, count, params_by_slot, params_only
 from ablate.errors import UserError
 from ablate.registry import add_plugin
-from ablate.spec import ArchSpec, Component, parse
+from ablate.spec import ArchSpec, parse
 
 V, T = 50, 24
 GPT = {"d_model": 16, "n_heads": 4, "depth": 3, "d_ff": 40}
@@ -34,8 +35,12 @@ def _own_plugins() -> Iterator[None]:
         yield
 
 
-def costs(causal: bool = True, length: int = T, **settings: Any) -> Cost:
-    return count(parse(ArchSpec, {**GPT, **settings}), V, length, causal)
+def arch_of(**settings: Any) -> ArchSpec:
+    return parse(ArchSpec, {**GPT, **settings})
+
+
+def costs(causal: bool = True, **settings: Any) -> Cost:
+    return count(arch_of(**settings), V, T, causal)
 
 
 def attention_flops(d: int, length: int, H: int, K: int, Kv: int) -> int:
@@ -93,9 +98,14 @@ PARAMETERS = {  # settings -> what they change in the parameters of the GPT abov
 @pytest.mark.parametrize("case", PARAMETERS)
 def test_parameters_by_slot(case: str) -> None:
     settings, changes = PARAMETERS[case]
-    before, after = costs().params_by_slot, costs(**settings).params_by_slot
+    before, after = (params_by_slot(build_on_meta(arch_of(**each), V, T)) for each in ({}, settings))
     expected = {slot: before.get(slot, 0) + changes.get(slot, 0) for slot in before.keys() | changes.keys()}
     assert after == {slot: number for slot, number in expected.items() if number}
+
+
+def test_a_weight_in_two_places_counts_once() -> None:
+    shared = nn.Linear(3, 5)
+    assert params_by_slot(nn.Sequential(nn.Sequential(shared), nn.Sequential(shared))) == {"other": 20}
 
 
 # --- FLOPs
@@ -152,7 +162,7 @@ def test_flops(case: str) -> None:
 def test_masks_and_positions_do_not_change_what_is_executed(position: str) -> None:
     """Plain kernels compute the whole T x T; the mask is part of the definition, which sees all in an encoder."""
     causal, both = costs(position=position), costs(causal=False, position=position)
-    assert causal.flops_forward == both.flops_forward == both.flops_algorithmic == costs().flops_forward
+    assert causal.flops_forward == both.flops_forward == both.flops_algorithmic == 3 * (2048 + 64 * T + 2560) + 1600
     assert causal.flops_forward - causal.flops_algorithmic == 3 * 64 * (T - (T + 1) / 2)
 
 
@@ -258,10 +268,6 @@ def test_decoding_state(case: str) -> None:
 # --- the cost book
 
 
-def arch_of(**settings: Any) -> ArchSpec:
-    return parse(ArchSpec, {**GPT, **settings})
-
-
 def test_costs_are_remembered(tmp_path: Path) -> None:
     """A second book reads what the first has counted: a number changed in the file comes back changed."""
     counted = CostBook(tmp_path).cost(arch_of(), V, T)
@@ -285,7 +291,7 @@ def test_what_changes_is_counted_again(what: str, tmp_path: Path, monkeypatch: p
     (file,) = tmp_path.iterdir()
     file.write_text(json.dumps({**json.loads(file.read_text()), "params_total": -1}))
     assert CostBook(tmp_path).cost(arch_of(), V, T).params_total == -1
-    arch = arch_of(position=Component("rope").name) if what == "architecture" else arch_of()
+    arch = arch_of(position="rope") if what == "architecture" else arch_of()
     if what == "source":
         monkeypatch.setattr(cost_module, "source_hash", lambda: "other")
     if what == "torch":

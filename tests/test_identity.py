@@ -19,6 +19,7 @@ from ablate.check import VOCAB, Subject, T
 from ablate.cost import count
 from ablate.registry import SLOTS, add_plugin, catalogue, find
 from ablate.spec import (
+    FORMAT,
     ArchSpec,
     Component,
     DataSpec,
@@ -32,8 +33,9 @@ from ablate.spec import (
 )
 
 GOLDEN = Path(__file__).parent / "golden"
-COMPONENTS, TRIALS = GOLDEN / "components.json", GOLDEN / "trial_ids.json"
+COMPONENTS, FIELDS, TRIALS = (GOLDEN / f"{name}.json" for name in ("components", "fields", "trial_ids"))
 REGENERATE = "python tests/test_identity.py"
+PLACES = {"corpus", "path", "hub", "hub_config", "column"}  # `content` stands for them
 
 GELU_TANH = {"name": "ffn", "activation": "gelu_tanh"}
 DILATED = {"name": "convolution", "dilation": 2}
@@ -94,6 +96,18 @@ def component_facts() -> dict[str, dict[str, Any]]:
     return facts
 
 
+def field_facts() -> dict[str, Any]:
+    """The format of specifications, and the defaults that ids leave out: of what is neither component nor place."""
+    sections = {"arch": ArchSpec, "data": DataSpec, "train": TrainSpec}
+    defaults = {
+        f"{name}.{each.name}": each.default
+        for name, cls in sections.items()
+        for each in fields(cls)
+        if not each.metadata.get("slot") and each.name not in {"sublayers", *PLACES}
+    }
+    return {"format": FORMAT, "defaults": defaults}
+
+
 def trial_ids() -> dict[str, str]:
     return {name: spec(tree).trial_id for name, tree in SPECS.items()}
 
@@ -119,6 +133,16 @@ def test_component_is_what_it_was(name: str) -> None:
             f"raise `version` in its @register, then `{REGENERATE}`"
         )
     assert not changed, f"{name} has version {found['version']}: `{REGENERATE}`"
+
+
+def test_fields_are_what_they_were() -> None:
+    """An id that lacks a field stands for its default: a default that changes would change what old ids mean."""
+    found, expected = field_facts(), json.loads(FIELDS.read_text())
+    now, before = found["defaults"], expected["defaults"]
+    changed = [name for name in before if name not in now or now[name] != before[name]]
+    if found["format"] == expected["format"]:
+        assert not changed, f"{', '.join(changed)}: raise FORMAT in ablate/spec.py, then `{REGENERATE}`"
+    assert found == expected, f"a field is new, or FORMAT was raised: `{REGENERATE}`"
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -199,7 +223,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
 }
 ONE_CHOICE = {"stack", "task"}  # slots with a single component so far
-PLACES = {"corpus", "path", "hub", "hub_config", "column"}  # `content` stands for them
 
 
 def test_every_setting_counts() -> None:
@@ -277,6 +300,6 @@ def test_a_version_is_part_of_the_id() -> None:
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
-    for file, tree in ((COMPONENTS, FOUND), (TRIALS, trial_ids())):
+    for file, tree in ((COMPONENTS, FOUND), (FIELDS, field_facts()), (TRIALS, trial_ids())):
         file.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"wrote {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}", file=sys.stderr)

@@ -75,7 +75,7 @@ def daemons(command: Command) -> list[str]:
 def test_the_same_grid_gives_the_same_results(
     ledger: Ledger, write: Write, tiny: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Curves to the byte and records, against trials trained without executor; then nothing is started for nothing."""
+    """Curves to the byte and records, against trials trained without executor. Nothing is started for nothing."""
     grid = write(TINY)
     with Command(grid.parent, *ray_command(ledger, grid)) as driver:
         assert driver.wait() == 0, driver.output() + log_of(ledger, "tiny").read_text()[-3000:]

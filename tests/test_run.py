@@ -270,15 +270,16 @@ def test_trials_that_raise_or_kill_their_worker_do_not_stop_the_others(
     ledger: Ledger, write: Write, reference: dict[str, bytes]
 ) -> None:
     write(FAULTS, "faults.py")
-    grid = write(faulty(TINY, "raises", "exits", "dies"))
+    grid = write(faulty(TINY, "raises", "reads", "exits", "dies"))
     command = ("run", grid, "--results", ledger.root, "--workers", 2, "--set", "seeds=[1]")
     code, said = run_here(*command)
     assert code == 1, said
-    assert "trained 4, reused 0: 1 finished, 3 failed" in said and "--retry-failed" in said
+    assert "trained 5, reused 0: 1 finished, 4 failed" in said and "--retry-failed" in said
     trials = {each["variant"]: each for each in status_of(ledger, "tiny")["trials"]}
     assert {name: each["status"] for name, each in trials.items()} == {
         "plain": "finished",
         "raises": "failed",
+        "reads": "failed",
         "exits": "failed",
         "dies": "failed",
     }
@@ -286,6 +287,7 @@ def test_trials_that_raise_or_kill_their_worker_do_not_stop_the_others(
     assert ledger.trial(plain).metrics.read_bytes() == reference[plain]
     assert trials["raises"]["error"] == "RuntimeError: the norm [/is upset]"
     assert events(ledger.trial(trials["raises"]["id"])) == ["start", "end"]  # tried once: it would raise again
+    assert "No such file or directory: 'no such table'" in trials["reads"]["error"]
     for name, how in (("exits", "exit code 7"), ("dies", "SIGKILL")):
         assert trials[name]["error"] == f"lost: its worker died 3 times, last by {how}"
         assert events(ledger.trial(trials[name]["id"])).count("start") == 3
@@ -296,10 +298,10 @@ def test_trials_that_raise_or_kill_their_worker_do_not_stop_the_others(
 
     before = records(ledger)
     code, said = run_here(*command)
-    assert code == 1 and "trained 0, reused 4" in said
+    assert code == 1 and "trained 0, reused 5" in said
     assert records(ledger) == before
     code, said = run_here(*command, "--retry-failed")
-    assert code == 1 and "trained 3, reused 1: 1 finished, 3 failed" in said
+    assert code == 1 and "trained 4, reused 1: 1 finished, 4 failed" in said
     assert events(ledger.trial(trials["raises"]["id"])) == ["start", "end"] * 2
     assert records(ledger)[plain] == before[plain]
 

@@ -37,7 +37,7 @@ class SoftmaxHead(Head):
         return F.linear(x_BTD, weight_VD)
 
     def log_probs(self, x_BTD: Tensor) -> Tensor:
-        return self.logits(x_BTD).float().log_softmax(-1)
+        return _wide(self.logits(x_BTD)).log_softmax(-1)
 
     def nll(self, x_BTD: Tensor, y_BT: Tensor) -> Tensor:
         return _cross_entropy(self.logits(x_BTD), y_BT)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ablate.components.embeddings import Table
 from ablate.contracts import Init, Linear, Site
+from ablate.errors import within
 from ablate.registry import register
 
 
@@ -65,6 +66,7 @@ class GPT2Init(Init):
 
     def __init__(self, site: Site, *, std: float = 0.02):
         super().__init__(site)
+        within("init 'gpt2': std", std, 0)
         self.std = std
 
     def __call__(self, module: nn.Module) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate.contracts import Norm
+from ablate.errors import within
 from ablate.registry import register
 
 
@@ -16,6 +17,7 @@ class LayerNorm(Norm):
 
     def __init__(self, d: int, *, eps: float = 1e-5, shift: bool = True):
         super().__init__(d)
+        within("norm 'layernorm': eps", eps, 0)
         self.eps = eps
         self.gain = nn.Parameter(torch.ones(d))
         self.shift = nn.Parameter(torch.zeros(d)) if shift else None
@@ -35,6 +37,7 @@ class RMSNorm(Norm):
 
     def __init__(self, d: int, *, eps: float = 1e-6):
         super().__init__(d)
+        within("norm 'rmsnorm': eps", eps, 0)
         self.eps = eps
         self.gain = nn.Parameter(torch.ones(d))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ablate.contracts import Context, Position, Site
+from ablate.errors import within
 from ablate.registry import register
 
 
@@ -53,6 +54,8 @@ class T5Position(Position):
 
     def __init__(self, site: Site, *, buckets: int = 32, max_distance: int = 128):
         super().__init__(site)
+        within("position 't5': buckets", buckets, 4)
+        within("position 't5': max_distance", max_distance, buckets)
         self.max_distance = max_distance
         self.causal = site.causal
         self.std = site.d_model**-0.5

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate.contracts import Context, Position, Site
+from ablate.errors import within
 from ablate.registry import register
 
 
@@ -25,6 +26,7 @@ class LearnedPosition(Position):
 
     def __init__(self, site: Site, *, std: float = 0.02):
         super().__init__(site)
+        within("position 'learned': std", std, 0)
         self.std = std
         self.table = nn.Parameter(torch.empty(site.max_len, site.d_model))
         self.reset_parameters()
@@ -49,6 +51,7 @@ class SinusoidalPosition(Position):
 
     def __init__(self, site: Site, *, base: float = 10000.0):
         super().__init__(site)
+        within("position 'sinusoidal': base", base, 1)
         d = site.d_model
         rate = base ** -(torch.arange(0, d - d % 2, 2, dtype=torch.float64) / d)
         angle = torch.arange(site.max_len, dtype=torch.float64)[:, None] * rate

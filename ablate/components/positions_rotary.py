@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ablate.contracts import Context, Position, Site
-from ablate.errors import UserError
+from ablate.errors import UserError, within
 from ablate.registry import register
 
 
@@ -26,6 +26,7 @@ class RotaryPosition(Position):
         super().__init__(site)
         if site.d_head % 2:
             raise UserError(f"position 'rope' rotates pairs of features: d_head {site.d_head} must be even")
+        within("position 'rope': base", base, 1)
         rate = base ** -(torch.arange(0, site.d_head, 2, dtype=torch.float64) / site.d_head)
         angle = torch.arange(site.max_len, dtype=torch.float64)[:, None] * rate
         angle = torch.cat((angle, angle), -1)

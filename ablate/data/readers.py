@@ -22,9 +22,11 @@ OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".
 def kind_of(file: Path) -> str | None:
     """The format of a file by its name without a compression suffix, None where no reader knows it."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in OPENERS:
+    packed = bool(suffixes) and suffixes[-1] in OPENERS
+    if packed:
         suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
+    kind = suffixes[-1] if suffixes and suffixes[-1] in READERS else None
+    return None if packed and kind == ".parquet" else kind  # Parquet compresses by itself
 
 
 def read_documents(file: Path, column: str) -> Iterator[str]:

@@ -58,12 +58,12 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:  # what follows the last is torn
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue  # torn by a crash
-        if line.endswith("\n") and isinstance(row, dict):
+        if isinstance(row, dict):
             rows.append(row)
     return rows
 

@@ -102,7 +102,9 @@ def main() -> None:
         _reachable(orders["address"])
         ray.init(**init)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        where = f"the Ray cluster at {orders['address']} cannot be reached" if orders["address"] else "Ray cannot start"
+        where = (
+            f"the Ray cluster at {orders['address']} cannot be reached" if orders["address"] else "Ray cannot start"
+        )
         say({"fatal": f"{where}: {str(error).splitlines()[0]}", "code": 2})
         return
     have = ray.cluster_resources()

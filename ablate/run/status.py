@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ablate.errors import plural
 from ablate.run.ledger import ENDED, Ledger
 
 STATES = (*ENDED, "running", "pending")
@@ -29,7 +30,7 @@ def study_status(ledger: Ledger, name: str) -> dict[str, Any]:
 def print_status(tree: dict[str, Any]) -> None:
     """One line of counts, then a line a trial."""
     counts = ", ".join(f"{tree[state]} {state}" for state in STATES if tree[state])
-    print(f"{tree['study']}: {tree['total']} trials: {counts}")
+    print(f"{tree['study']}: {plural(tree['total'], 'trial')}: {counts}")
     for trial in tree["trials"]:
         cell = ", ".join(each for each in (trial["size"], trial["axes"], trial["budget"]) if each)
         result = f"loss {trial['loss']:.4f}" if trial["loss"] is not None else trial["error"] or ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from ablate.errors import within
 from ablate.registry import register
 
 
@@ -16,6 +17,7 @@ class Schedule:
     """A factor for every step."""
 
     def __init__(self, *, warmup: float = 0.0):
+        within("schedule: warmup", warmup, 0)
         self.warmup = warmup
 
     def factor(self, step: int, steps: int) -> float:
@@ -49,6 +51,7 @@ class Cosine(Schedule):
 
     def __init__(self, *, warmup: float = 0.05, final: float = 0.1):
         super().__init__(warmup=warmup)
+        within("schedule: final", final, 0, 1)
         self.final = final
 
     def after(self, step: int, warm: int, steps: int) -> float:
@@ -61,6 +64,7 @@ class LinearDecay(Schedule):
 
     def __init__(self, *, warmup: float = 0.05, final: float = 0.0):
         super().__init__(warmup=warmup)
+        within("schedule: final", final, 0, 1)
         self.final = final
 
     def after(self, step: int, warm: int, steps: int) -> float:
@@ -101,6 +105,8 @@ class WarmupStableDecay(Schedule):
         final: float = 0.0,
     ):
         super().__init__(warmup=warmup)
+        within("schedule: decay", decay, 0)
+        within("schedule: final", final, 0, 1)
         self.decay = decay
         self.shape = shape
         self.final = final

@@ -6,6 +6,7 @@ no executor and no tracker. A trial that was killed goes on from its last checkp
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
@@ -28,6 +29,7 @@ from ablate.train import checkpoint
 from ablate.train.run import Diverged, TrainingRun
 
 CHECKPOINT_SHARE = 0.02  # at most this part of a trial's time goes into checkpoints
+MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 
 Progress = dict[str, Any]
 
@@ -66,7 +68,7 @@ def run_trial(job: Job) -> Generator[Progress, None, None]:
         try:
             yield from _train(job, spec, folder, device, ledger.cache)
         except (Exception, MemoryError) as error:
-            if isinstance(error, OSError):
+            if _is_the_machines(error, job):
                 raise  # a full or read-only disk says nothing about the trial
             record = _failure(job, folder, error, time.perf_counter() - started)
             folder.commit(record)
@@ -280,6 +282,13 @@ def final_metrics(folder: TrialFolder, status: str) -> dict[str, Any]:
     metrics["test_loss"] = last["test"]["loss"]
     metrics["generalisation_gap"] = metrics["loss"] - metrics["train_loss"]
     return metrics
+
+
+def _is_the_machines(error: BaseException, job: Job) -> bool:
+    """Whether the machine or the results folder is at fault, and not a file or a service that the trial asked for."""
+    if not isinstance(error, OSError):
+        return False
+    return error.errno in MACHINE or str(error.filename or "").startswith(job.results)
 
 
 def _failure(job: Job, folder: TrialFolder, error: BaseException, wall_s: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablate.contracts import Channel, Context, Linear, Site
+from ablate.errors import within
 from ablate.registry import register
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -47,6 +48,7 @@ class FFN(Channel):
         dropout: float = 0.0,
     ):
         super().__init__(site)
+        within("channel 'ffn': dropout", dropout, 0, 1)
         self.activation = ACTIVATIONS[activation]
         self.up = Linear(site.d_model, site.d_ff, bias=site.bias)
         self.down = Linear(site.d_ff, site.d_model, bias=site.bias, role="write")
@@ -76,6 +78,7 @@ class GLU(Channel):
         dropout: float = 0.0,
     ):
         super().__init__(site)
+        within("channel 'glu': dropout", dropout, 0, 1)
         self.activation = ACTIVATIONS[activation]
         width = site.d_ff if hidden == "full" else max(1, 2 * site.d_ff // 3)
         self.gate = Linear(site.d_model, width, bias=site.bias)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablate.contracts import Context, Linear, Mixer, Position, Site
+from ablate.errors import within
 from ablate.registry import register
 
 
@@ -32,7 +33,9 @@ class Attention(Mixer):
         dropout: float = 0.0,
     ):
         super().__init__(site)
-        d_value = d_value or site.d_head
+        d_value = site.d_head if d_value is None else d_value
+        within("mixer 'attention': d_value", d_value, 1)
+        within("mixer 'attention': dropout", dropout, 0, 1)
         self.n_heads = site.n_heads
         self.causal = site.causal
         self.scale = site.d_head**-0.5 if score == "scaled_dot" else 1.0

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate.contracts import Context, Linear, Mixer, Site
+from ablate.errors import within
 from ablate.registry import register
 
 
@@ -22,7 +23,8 @@ class LSTM(Mixer):
 
     def __init__(self, site: Site, *, hidden: int | None = None, forget_bias: float = 0.0):
         super().__init__(site)
-        hidden = hidden or site.d_model
+        hidden = site.d_model if hidden is None else hidden
+        within("mixer 'lstm': hidden", hidden, 1)
         self.forget_bias = forget_bias
         self.cells = nn.LSTM(site.d_model, hidden, batch_first=True)
         self.out = None
