@@ -169,7 +169,15 @@ def syntax_hash(source: str) -> str:
             node, clean=False
         ):
             node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return hashlib.sha256(_text_of(tree).encode()).hexdigest()[:16]
+
+
+def _text_of(node: Any) -> str:
+    """A syntax tree as text without its empty fields, which differ between Python's versions (`ast.dump`'s do)."""
+    if isinstance(node, ast.AST):
+        parts = [f"{name}={_text_of(value)}" for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return f"{type(node).__name__}({','.join(parts)})"
+    return f"[{','.join(map(_text_of, node))}]" if isinstance(node, list) else repr(node)
 
 
 def _entries() -> dict[tuple[str, str], Entry]:

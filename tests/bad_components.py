@@ -200,6 +200,14 @@ class TokenShift(Pointwise):
         return super().forward(x_BTD, ctx) + torch.cat((past_B1D, x_BTD[:, :-1]), 1)
 
 
+@register("channel", "token_shift_in_training", paper="none")
+class TokenShiftInTraining(Pointwise):
+    """The same, in training mode alone."""
+
+    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        return self.map(x_BTD + F.pad(x_BTD, (0, 0, 1, -1)) if self.training else x_BTD)
+
+
 @register("channel", "batch_mean", paper="none")
 class BatchMean(Pointwise):
     """Subtracts the mean over the batch."""

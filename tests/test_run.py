@@ -335,6 +335,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(
         steps = {each.id: saved_at(each.history()) for each in under_way(ledger)}
         with Command(tmp_path, "run", grid, "--results", ledger.root, "--workers", workers) as command:
             command.wait_for(lambda: begun_since(ledger, command), "a trial that has begun")
+            command.wait_for(lambda: status_of(ledger, "long")["running"], "a status that says so")
             os.killpg(command.process.pid, number)
             assert command.wait() == 130, command.output()
             command.wait_until_alone()

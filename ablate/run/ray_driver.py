@@ -55,7 +55,8 @@ class Feed(tune.search.Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        for kind in ray.get(ray.get_actor(DECK).kinds_waiting.remote()):
+        kinds: list[str] = ray.get(ray.get_actor(DECK).kinds_waiting.remote())
+        for kind in kinds:
             if self.left[kind]:
                 self.left[kind] -= 1
                 self.lanes += 1

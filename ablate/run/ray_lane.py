@@ -92,6 +92,8 @@ class Lane(tune.Trainable):
     def _take(self, passed: list[Event]) -> bool:
         if self.holds:
             ray.get(self.deck.done.remote(self.lane))
+        job: Job | None
+        event: Event | None
         job, event = ray.get(self.deck.deal.remote(self.lane, self.kind))
         if event is not None:
             passed.append(event)

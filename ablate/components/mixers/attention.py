@@ -79,6 +79,8 @@ class Attention(Mixer):
 
     def density(self, T: int) -> float:
         """The share of the T x T scores that the definition needs; kernels may compute them all."""
+        if type(self).allowed is Attention.allowed:
+            return (T + 1) / (2 * T) if self.causal else 1.0
         pos_T = torch.arange(T, device="cpu")
         visible_TS = self.visible(pos_T, pos_T)
         return 1.0 if visible_TS is None else visible_TS.double().mean().item()
