@@ -201,11 +201,11 @@ class TokenShift(Pointwise):
 
 
 @register("channel", "token_shift_in_training", paper="none")
-class TokenShiftInTraining(Pointwise):
+class TokenShiftInTraining(TokenShift):
     """The same, in training mode alone."""
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        return self.map(x_BTD + F.pad(x_BTD, (0, 0, 1, -1)) if self.training else x_BTD)
+        return super().forward(x_BTD, ctx) if self.training else self.map(x_BTD)
 
 
 @register("channel", "batch_mean", paper="none")
