@@ -14,7 +14,7 @@ from benchmarks.measure import interleaved, median_ms, ratio
 from benchmarks.plain_gpt import SHAPES, PlainGPT, optimizer_of, train_step
 
 REPEAT = {"tiny": 20, "small": 2, "med": 1}
-ROUNDS = {"tiny": 40, "small": 40, "med": 16}
+ROUNDS = {"tiny": 30, "small": 24, "med": 8}
 
 
 def ours(arch: ArchSpec, length: int, x: torch.Tensor, y: torch.Tensor, bf16: bool = False):

@@ -44,14 +44,14 @@ SMALL = {  # 12 steps, evaluated after 0, 1, 3 and 12 of them
     "train.final_eval_tokens": 128,
 }
 
-# Trials of 600 steps with dropout: long enough to be killed in the middle, with numbers that would tell. They
+# Trials of 400 steps with dropout: long enough to be killed in the middle, with numbers that would tell. They
 # report at every evaluation, so that they can also be stopped within a part of a second.
 LONG = """\
 study: long
 base:
   arch: {d_model: 16, n_heads: 2, depth: 1, position: learned}
   data: {corpus: kjv, tokenizer: bytes, seq_len: 16}
-  train: {tokens: 76_800, batch_tokens: 128, lr: 3e-3, dropout: 0.1, eval_points: 30, eval_tokens: 256}
+  train: {tokens: 51_200, batch_tokens: 128, lr: 3e-3, dropout: 0.1, eval_points: 20, eval_tokens: 256}
 variants:
   plain: {}
   rope: rope

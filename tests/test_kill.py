@@ -50,15 +50,14 @@ def assert_as_undisturbed(ledger: Ledger, expected: Ledger) -> None:
         assert ledger.trial(trial_id).weights.read_bytes() == expected.trial(trial_id).weights.read_bytes()
 
 
-@pytest.mark.parametrize("workers", [2, 0])
-def test_a_killed_driver(workers: int, ledger: Ledger, expected: Ledger, write: Callable[..., Path]) -> None:
+def test_a_killed_driver(ledger: Ledger, expected: Ledger, write: Callable[..., Path]) -> None:
     """Its workers notice and leave; what was done is kept, what was under way is resumed."""
     grid = write(LONG)
-    command = ("run", grid, "--results", ledger.root, "--workers", workers, "--checkpoint-every", 0.1)
+    command = ("run", grid, "--results", ledger.root, "--workers", 2, "--checkpoint-every", 0.1)
     with Command(grid.parent, *command) as driver:
         driver.wait_for(lambda: in_the_middle(ledger), "a record and a checkpoint")
         trainers = {trainer(each) for each in in_the_middle(ledger)}
-        assert trainers <= driver.alive().keys() and (trainers == {driver.process.pid}) == (workers == 0)
+        assert trainers <= driver.alive().keys() - {driver.process.pid}
         os.kill(driver.process.pid, signal.SIGKILL)
         assert driver.wait() == -signal.SIGKILL
         driver.wait_until_alone()
@@ -102,8 +101,8 @@ def test_a_killed_worker(ledger: Ledger, expected: Ledger, write: Callable[..., 
 
 def test_a_killed_idle_worker(ledger: Ledger, write: Callable[..., Path]) -> None:
     """A worker that dies between two trials costs none: while one trial takes both CPUs, the other worker waits."""
-    variants = "  plain: {}\n  both: {train.tokens: 38_400, resources.cpus: 2}\n"
-    short = LONG.replace("tokens: 76_800", "tokens: 12_800").replace("  plain: {}\n  rope: rope\n", variants)
+    variants = "  plain: {}\n  both: {train.tokens: 25_600, resources.cpus: 2}\n"
+    short = LONG.replace("tokens: 51_200", "tokens: 12_800").replace("  plain: {}\n  rope: rope\n", variants)
     grid = write(short + "match: none\n")
     with Command(grid.parent, "run", grid, "--results", ledger.root, "--workers", 2) as driver:
 

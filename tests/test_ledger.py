@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,17 +302,23 @@ def test_a_full_disk_is_not_the_trials_fault(
 # ---- planning and failing
 
 
-def test_planning_keeps_what_is_there(ledger: Ledger) -> None:
+def test_planning_keeps_what_an_ended_trial_was_asked(ledger: Ledger) -> None:
+    """Until it ends, the place of its text is where it lies now; one that is not whole is written anew."""
     folder = plan_trial(ledger, spec())
-    assert json.loads(folder.spec.read_text()) == to_tree(spec()) and folder.status() == "pending"
-    before = folder.spec.stat().st_mtime_ns, folder.spec.stat().st_ino
-    train(ledger, spec())
-    record = folder.record()
-    assert plan_trial(ledger, spec()).record() == record
-    assert (folder.spec.stat().st_mtime_ns, folder.spec.stat().st_ino) == before
     content = folder.spec.read_bytes()
+    assert json.loads(content) == to_tree(spec()) and folder.status() == "pending"
+    before = folder.spec.stat().st_ino
+    assert plan_trial(ledger, spec()).spec.stat().st_ino == before
     folder.spec.write_bytes(content[:-9])
     assert plan_trial(ledger, spec()).spec.read_bytes() == content
+    moved = replace(spec(), data=replace(spec().data, corpus=None, path="moved.txt"))
+    assert moved.trial_id == folder.id
+    assert json.loads(plan_trial(ledger, moved).spec.read_text())["data"]["path"] == "moved.txt"
+    plan_trial(ledger, spec())
+    train(ledger, spec())
+    record = folder.record()
+    assert plan_trial(ledger, moved).record() == record
+    assert folder.spec.read_bytes() == content
 
 
 def test_a_folder_with_another_trials_specification_is_refused(ledger: Ledger) -> None:
