@@ -12,13 +12,15 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 from conftest import ROOT
 
+from ablate import registry
 from ablate.cli import main
 from ablate.data.corpora import resolve
 from ablate.grid import load_grid
@@ -168,6 +170,15 @@ def run_here(*arguments: object) -> tuple[int, str]:
     with io.StringIO() as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         code = main([str(each) for each in arguments])
         return code, stream.getvalue()
+
+
+@contextlib.contextmanager
+def own_registry() -> Iterator[None]:
+    """Plugins that a command enters in this process are gone afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_added", "_classes", "_plugin_files"):
+            patch.setattr(registry, name, dict(getattr(registry, name)))
+        yield
 
 
 def curves(ledger: Ledger) -> dict[str, bytes]:

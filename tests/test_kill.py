@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,14 +17,20 @@ from runs import (
     curves,
     events,
     in_the_middle,
+    job,
     new_results,
     run_here,
+    spec,
     trainer,
     undisturbed,
+    wait_for,
     with_database,
 )
 
-from ablate.run.ledger import Ledger
+from ablate.run.ledger import Ledger, TrialFolder
+from ablate.run.local import LocalExecutor
+from ablate.run.worker import Event
+from ablate.spec import Resources
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,45 +89,45 @@ def test_a_killed_driver(ledger: Ledger, expected: Ledger, write: Callable[..., 
 
 
 def test_a_killed_worker(ledger: Ledger, expected: Ledger, write: Callable[..., Path]) -> None:
-    """The command itself goes on: another worker resumes the trial."""
-    grid = write(LONG)
-    command = ("run", grid, "--results", ledger.root, "--workers", 2, "--checkpoint-every", 0.1)
-    with Command(grid.parent, *command) as driver:
-        (hit, *_) = driver.wait_for(lambda: in_the_middle(ledger), "a record and a checkpoint")
+    """The command goes on: another worker resumes the trial."""
+
+    def kill() -> tuple[TrialFolder, int]:
+        (hit, *_) = wait_for(lambda: in_the_middle(ledger), "a record and a checkpoint")
         worker = trainer(hit)
-        assert worker != driver.process.pid and worker in driver.alive()
+        assert worker != os.getpid()
         os.kill(worker, signal.SIGKILL)
-        assert driver.wait() == 0, driver.output()
-        driver.wait_until_alone()
-        said = driver.output()
-    assert "trained 4, reused 0: 4 finished" in said and "Traceback" not in said
-    assert events(hit) == ["start", "lost", "resume", "end"]
+        return hit, worker
+
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill)
+        command = ("run", write(LONG), "--results", ledger.root, "--workers", 2, "--checkpoint-every", 0.1)
+        code, said = run_here(*command)
+        hit, worker = killed.result()
+    assert code == 0 and "trained 4, reused 0: 4 finished" in said
+    assert events(hit) == ["start", "lost", "resume", "end"] and trainer(hit) != worker
     (lost,) = [each for each in hit.history() if each["event"] == "lost"]
     assert lost["by"] == "SIGKILL"
-    assert trainer(hit) != worker
     assert_as_undisturbed(ledger, expected)
+    assert multiprocessing.active_children() == []
 
 
-def test_a_killed_idle_worker(ledger: Ledger, write: Callable[..., Path]) -> None:
-    """A worker that dies between two trials costs none: while one trial takes both CPUs, the other worker waits."""
-    variants = "  plain: {}\n  both: {train.tokens: 25_600, resources.cpus: 2}\n"
-    short = LONG.replace("tokens: 51_200", "tokens: 12_800").replace("  plain: {}\n  rope: rope\n", variants)
-    grid = write(short + "match: none\n")
-    with Command(grid.parent, "run", grid, "--results", ledger.root, "--workers", 2) as driver:
+def test_a_killed_idle_worker(ledger: Ledger) -> None:
+    """While one trial takes both CPUs the other worker waits; that it dies then costs no trial anything."""
+    first = spec({"train.tokens": 64 * 100})
+    jobs = [(job(ledger, first, progress_every_s=0), Resources(cpus=2))]
+    jobs += [(job(ledger, spec(seed=seed)), Resources()) for seed in (1, 2, 3)]
+    killed, ended = [], []
 
-        def one_has_begun() -> list[int]:
-            found = [ledger.trial(each) for each in ledger.trial_ids()]
-            return [trainer(each) for each in found if len(each.rows()) > 5]
+    def on_event(event: Event) -> None:
+        if not killed:
+            busy = trainer(ledger.trial(first.trial_id))
+            killed.extend(each.pid for each in multiprocessing.active_children() if each.pid != busy)
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+        if "status" in event:
+            ended.append(event["status"])
 
-        (busy,) = driver.wait_for(one_has_begun, "a trial that has begun")
-        siblings = [pid for pid, name in driver.alive().items() if parent_of(pid) == parent_of(busy) and pid != busy]
-        (idle,) = siblings
-        os.kill(idle, signal.SIGKILL)
-        assert driver.wait() == 0, driver.output()
-        driver.wait_until_alone()
-        assert "trained 4, reused 0: 4 finished" in driver.output() and "Traceback" not in driver.output()
+    LocalExecutor(2).run(jobs, on_event, threading.Event())
+    assert len(killed) == 1 and ended == ["finished"] * 4
     assert all(events(ledger.trial(each)) == ["start", "end"] for each in ledger.trial_ids())
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    assert multiprocessing.active_children() == []

@@ -278,6 +278,16 @@ def test_a_kill_between_the_record_and_letting_go_of_the_checkpoint(
     assert events(folder) == ["start", "stop", "resume"] and folder.metrics.read_bytes() == whole.metrics.read_bytes()
 
 
+def test_what_a_kill_left_half_written_is_removed(ledger: Ledger) -> None:
+    folder = begun(ledger)
+    names = ("checkpoint.pt", "weights.pt", "record.json")
+    for name in names:
+        (folder.folder / f".{name}.123.part").write_bytes(b"half")
+    train(ledger, spec())
+    left = {file.name for file in folder.folder.iterdir()}
+    assert left == {"spec.json", "metrics.jsonl", "attempts.jsonl", "lock", "weights.pt", "record.json"}
+
+
 def test_a_full_disk_is_not_the_trials_fault(
     ledger: Ledger, whole: TrialFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from runs import (
     faulty,
     in_the_middle,
     new_results,
+    own_registry,
     run_here,
     trainer,
     under_way,
@@ -72,26 +73,39 @@ def daemons(command: Command) -> list[str]:
     return [name for name in command.alive().values() if "raylet" in name or "gcs_server" in name]
 
 
-def test_the_same_grid_gives_the_same_results(
+def test_the_same_trials_give_the_same_results(
     ledger: Ledger, write: Write, tiny: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Curves to the byte and records, against trials trained without executor. Nothing is started for nothing."""
-    grid = write(TINY)
-    with Command(grid.parent, *ray_command(ledger, grid)) as driver:
-        assert driver.wait() == 0, driver.output() + log_of(ledger, "tiny").read_text()[-3000:]
+    """Curves to the byte and records, against trials trained without executor; and one that kills its worker.
+
+    That one is given up after three deaths, as under the local executor. Nothing is started for nothing.
+    """
+    write(FAULTS, "faults.py")
+    grid = write(faulty(TINY, "dies").replace("  plain: {}\n", "  plain: {}\n  rope: rope\n"))
+    one_seed = ("--set", "seeds=[1]", "--set", "match=params")
+    with Command(grid.parent, *ray_command(ledger, grid, *one_seed)) as driver:
+        assert driver.wait() == 1, driver.output() + log_of(ledger, "tiny").read_text()[-3000:]
         driver.wait_until_alone()
         said = driver.output()
-    assert "trained 4, reused 0: 4 finished" in said and "\x1b" not in said and "raylet" not in said
-    assert curves(ledger) == curves(tiny)
-    for trial_id in tiny.trial_ids():
+    assert "trained 3, reused 0: 2 finished, 1 failed" in said and "\x1b" not in said and "raylet" not in said
+    alike = set(ledger.trial_ids()) & set(tiny.trial_ids())
+    assert len(alike) == 2
+    for trial_id in alike:
         ours, theirs = ledger.trial(trial_id), tiny.trial(trial_id)
+        assert ours.metrics.read_bytes() == theirs.metrics.read_bytes()
         assert lasting(ours.record()) == lasting(theirs.record())
         assert ours.weights.read_bytes() == theirs.weights.read_bytes()
-        assert events(ours) == ["start", "end"] and trainer(ours) != driver.process.pid
+        assert events(ours) == ["start", "end"]
+        assert trainer(ours) != driver.process.pid
+    (dead,) = [ledger.trial(each) for each in ledger.trial_ids() if each not in alike]
+    record = dead.record()
+    assert record is not None and record["status"] == "failed"
+    assert record["error"] == "lost: its worker died 3 times" and events(dead).count("start") == 3
 
     monkeypatch.setattr(ray_executor.subprocess, "Popen", lambda *_, **__: pytest.fail("Ray was started"))
-    code, said = run_here(*ray_command(ledger, grid))
-    assert code == 0 and "trained 0, reused 4" in said
+    with own_registry():
+        code, said = run_here(*ray_command(ledger, grid, *one_seed))
+    assert code == 1 and "trained 0, reused 3" in said
 
 
 def test_killed_workers_and_a_killed_driver(ledger: Ledger, long: Ledger, write: Write) -> None:
@@ -147,29 +161,14 @@ def test_an_interrupted_cluster_ends_and_another_executor_goes_on(ledger: Ledger
     assert any("resume" in events(ledger.trial(each)) for each in long.trial_ids())
 
 
-def test_a_trial_that_kills_its_worker_again_and_again_is_given_up(
-    ledger: Ledger, write: Write, tiny: Ledger
+def test_a_trial_that_asks_for_more_than_there_is(
+    ledger: Ledger, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As under the local executor: three deaths, and the others end as if it had not been there."""
-    write(FAULTS, "faults.py")
-    grid = write(faulty(TINY, "dies"))
-    with Command(grid.parent, *ray_command(ledger, grid, "--set", "seeds=[1]")) as driver:
-        assert driver.wait() == 1, driver.output() + log_of(ledger, "tiny").read_text()[-3000:]
-        driver.wait_until_alone()
-        assert "trained 2, reused 0: 1 finished, 1 failed" in driver.output()
-    (dead,) = [ledger.trial(each) for each in ledger.trial_ids() if each not in tiny.trial_ids()]
-    record = dead.record()
-    assert record is not None and record["status"] == "failed"
-    assert record["error"] == "lost: its worker died 3 times" and events(dead).count("start") == 3
-    (plain,) = set(ledger.trial_ids()) - {dead.id}
-    assert ledger.trial(plain).metrics.read_bytes() == tiny.trial(plain).metrics.read_bytes()
-
-
-def test_a_trial_that_asks_for_more_than_the_cluster_has(ledger: Ledger, write: Write) -> None:
-    grid = write(TINY)
-    with Command(grid.parent, *ray_command(ledger, grid, "--set", "resources.cpus=64")) as driver:
-        assert driver.wait() == 2, driver.output()
-        assert "a trial asks for 64 CPUs, but the Ray cluster has 2" in driver.output()
-        assert "Traceback" not in driver.output()
-        driver.wait_until_alone()
+    monkeypatch.setattr(ray_executor.subprocess, "Popen", lambda *_, **__: pytest.fail("Ray was started"))
+    for ask, words in (
+        ("resources.cpus=64", "64 CPUs, but there are 2"),
+        ("resources.gpus=9", "9 GPUs, but there are"),
+    ):
+        code, said = run_here(*ray_command(ledger, write(TINY), "--set", ask))
+        assert code == 2 and f"a trial asks for {words}" in said
     assert all(ledger.trial(each).record() is None for each in ledger.trial_ids())

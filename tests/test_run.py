@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from runs import (
     events,
     faulty,
     new_results,
+    own_registry,
     plan_of,
     run_here,
     under_way,
@@ -27,7 +28,6 @@ from runs import (
     with_database,
 )
 
-from ablate import registry
 from ablate.run.ledger import Ledger
 from ablate.spec import to_tree
 
@@ -259,13 +259,12 @@ def test_a_diverged_trial_is_a_result(ledger: Ledger, write: Write) -> None:
 
 
 @pytest.fixture
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plugins that a command enters in this process are gone after the test."""
-    for name in ("_added", "_classes", "_plugin_files"):
-        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+def clean_registry() -> Iterator[None]:
+    with own_registry():
+        yield
 
 
-@pytest.mark.usefixtures("own_registry")
+@pytest.mark.usefixtures("clean_registry")
 def test_trials_that_raise_or_kill_their_worker_do_not_stop_the_others(
     ledger: Ledger, write: Write, reference: dict[str, bytes]
 ) -> None:
@@ -306,7 +305,7 @@ def test_trials_that_raise_or_kill_their_worker_do_not_stop_the_others(
     assert records(ledger)[plain] == before[plain]
 
 
-@pytest.mark.usefixtures("own_registry")
+@pytest.mark.usefixtures("clean_registry")
 def test_a_mended_plugin_is_another_trial(ledger: Ledger, write: Write) -> None:
     """The code of a plugin is part of what was asked; the failure with the old code stays on record."""
     write(FAULTS, "faults.py")
@@ -355,6 +354,20 @@ def test_an_interrupted_study_goes_on_where_it_stopped(
     assert code == 0 and "4 finished" in said
     assert curves(ledger) == expected
     assert any("resume" in events(ledger.trial(each)) for each in expected)
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_the_workers_start(ledger: Ledger, write: Write, tmp_path: Path) -> None:
+    """They import for a second or more; Ctrl-C reaches them too."""
+    with Command(tmp_path, "run", write(TINY), "--results", ledger.root, "--workers", 2) as command:
+        command.wait_for(
+            lambda: [name for name in command.alive().values() if "forkserver" in name], "a server of workers"
+        )
+        os.killpg(command.process.pid, signal.SIGINT)
+        assert command.wait() == 130, command.output()
+        command.wait_until_alone()
+        assert "the same command goes on" in command.output() and "Traceback" not in command.output()
+    assert status_of(ledger, "tiny")["pending"] == 4
 
 
 def saved_at(history: list[dict[str, Any]]) -> int:

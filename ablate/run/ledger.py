@@ -52,6 +52,12 @@ class TrialFolder:
         assert record["status"] in ENDED
         write_json(self._record, record)
 
+    def sweep(self) -> None:
+        """Remove what a kill left half written. For the holder of the lock, who alone writes these files."""
+        for file in (self.checkpoint, self.weights, self._record):
+            for part in self.folder.glob(f".{file.name}.*.part"):
+                part.unlink(missing_ok=True)
+
     def forget_record(self) -> None:
         """Let a failed trial be tried again; its attempts stay listed."""
         self._record.unlink(missing_ok=True)

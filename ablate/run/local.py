@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -99,6 +100,11 @@ class LocalExecutor:
         context.set_forkserver_preload(["ablate.run.preload"])
         os.environ.update({key: os.environ.get(key, value) for key, value in ALLOCATOR.items()})
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited: Ctrl-C is the driver's to handle
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return [self._spawn(context) for _ in range(count)]
 
     def _spawn(self, context: multiprocessing.context.BaseContext) -> Worker:

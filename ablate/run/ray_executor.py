@@ -30,6 +30,10 @@ class RayExecutor:
         self.log = log
 
     def run(self, jobs: Sequence[tuple[Job, Resources]], on_event: OnEvent, stop: threading.Event) -> None:
+        for _, need in jobs if self.address is None else ():  # else the driver finds out what the cluster has
+            for name, ask, have in (("CPU", need.cpus, self.slots), ("GPU", need.gpus or 0, self.gpus)):
+                if ask > have:
+                    raise UserError(f"a trial asks for {ask:g} {name}s, but there are {have}: see --workers")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
             driver = subprocess.Popen(

@@ -56,6 +56,7 @@ def run_trial(job: Job) -> Generator[Progress, None, None]:
     ledger = Ledger(Path(job.results))
     folder = ledger.trial(job.trial_id)
     with folder.locked():
+        folder.sweep()
         if (record := folder.record()) is not None:  # ended since this job was planned
             yield {"id": job.trial_id, "status": record["status"], "loss": record["metrics"]["loss"]}
             return
