@@ -11,7 +11,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -100,11 +101,8 @@ class LocalExecutor:
         context.set_forkserver_preload(["ablate.run.preload"])
         os.environ.update({key: os.environ.get(key, value) for key, value in ALLOCATOR.items()})
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited: Ctrl-C is the driver's to handle
-        try:
+        with _without_interrupts():
             forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return [self._spawn(context) for _ in range(count)]
 
     def _spawn(self, context: multiprocessing.context.BaseContext) -> Worker:
@@ -206,3 +204,16 @@ class LocalExecutor:
             worker.process.join(timeout=max(0.1, deadline - time.monotonic()))
             if worker.process.is_alive():
                 worker.process.kill()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """What is started here ignores Ctrl-C from its first instruction: that is the driver's to handle."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
