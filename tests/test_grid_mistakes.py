@@ -114,7 +114,7 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
         "option's range",
         DEPTH,
         "sublayers: {f: {name: ffn, dropout: 1.5}} #",
-        ("variant 'plain' cannot be built", "between 0 and 1, but got 1.5"),
+        ("variant 'plain': channel 'ffn': dropout 1.5 must be from 0 to 1",),
     ),
     ("sublayers", DEPTH, "sublayers: attention #!", ("mapping of letters to sublayers", "{s: attention, f: ffn}")),
     ("sublayer's letter", DEPTH, "sublayers: {ss: attention} #!", ("'ss' must be a single letter",)),

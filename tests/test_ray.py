@@ -64,9 +64,11 @@ def log_of(ledger: Ledger, study: str) -> Path:
 
 
 def lasting(record: dict[str, Any] | None) -> dict[str, Any]:
-    """A record without times and places."""
+    """A record without times, and without the commit, which can be another one by the time of a test's second run."""
     assert record is not None
-    return {key: value for key, value in record.items() if key not in VOLATILE}
+    kept = {key: value for key, value in record.items() if key not in VOLATILE}
+    kept["environment"] = {key: value for key, value in record["environment"].items() if key != "git_commit"}
+    return kept
 
 
 def daemons(command: Command) -> list[str]:
