@@ -41,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ablate: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # as in `ablate list | head`
+    except BrokenPipeError as error:
+        if not _reader_left():
+            print(f"ablate: {error}", file=sys.stderr)
+            return 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that may not be written
@@ -49,6 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = "; free some space and run the command again: nothing that ended is lost" if full else ""
         print(f"ablate: {error}{hint}", file=sys.stderr)
         return 75 if full else 2
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads what is printed, as in `ablate list | head`."""
+    try:
+        print(end=" ", flush=True)
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _study_commands(sub: Any) -> None:
