@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("ablate: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
     except BrokenPipeError as error:
-        if not _reader_left():
+        if not _stdout_is_closed():
             print(f"ablate: {error}", file=sys.stderr)
             return 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,13 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 75 if full else 2
 
 
-def _reader_left() -> bool:
-    """Whether nobody reads what is printed, as in `ablate list | head`."""
-    try:
-        print(end=" ", flush=True)
-    except BrokenPipeError:
-        return True
-    return False
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads what is printed any more, as in `ablate list | head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _study_commands(sub: Any) -> None:
