@@ -7,8 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from ablate.run.ledger import Ledger
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -43,6 +47,14 @@ def _one_thread() -> None:
 def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder that tests share: tokens and costs are looked up there by content."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def undisturbed_long(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> Ledger:
+    """What `runs.LONG` comes to when nobody disturbs it. Only read."""
+    from runs import LONG, undisturbed
+
+    return undisturbed(LONG, tmp_path_factory.mktemp("long"), token_cache)
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from runs import (
     run_here,
     spec,
     trainer,
-    undisturbed,
     wait_for,
     with_database,
 )
@@ -36,11 +35,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc"),
 ]
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> Ledger:
-    return undisturbed(LONG, tmp_path_factory.mktemp("long"), token_cache)
 
 
 @pytest.fixture
@@ -59,7 +53,7 @@ def assert_as_undisturbed(ledger: Ledger, expected: Ledger) -> None:
         assert ledger.trial(trial_id).weights.read_bytes() == expected.trial(trial_id).weights.read_bytes()
 
 
-def test_a_killed_driver(ledger: Ledger, expected: Ledger, write: Callable[..., Path]) -> None:
+def test_a_killed_driver(ledger: Ledger, undisturbed_long: Ledger, write: Callable[..., Path]) -> None:
     """Its workers notice and leave; what was done is kept, what was under way is resumed."""
     grid = write(LONG)
     command = ("run", grid, "--results", ledger.root, "--workers", 2, "--checkpoint-every", 0.1)
@@ -71,7 +65,7 @@ def test_a_killed_driver(ledger: Ledger, expected: Ledger, write: Callable[..., 
         assert driver.wait() == -signal.SIGKILL
         driver.wait_until_alone()
     done = {each for each in ledger.trial_ids() if ledger.trial(each).record()}
-    left = [each for each in expected.trial_ids() if each not in done]
+    left = [each for each in undisturbed_long.trial_ids() if each not in done]
     assert done and left
     assert {ledger.trial(each).status() for each in left} == {"pending"}
     written = {each: (ledger.trial(each).folder / "record.json").stat().st_mtime_ns for each in done}
@@ -80,7 +74,7 @@ def test_a_killed_driver(ledger: Ledger, expected: Ledger, write: Callable[..., 
 
     code, said = run_here(*command)
     assert code == 0 and f"trained {len(left)}, reused {len(done)}: 4 finished" in said
-    assert_as_undisturbed(ledger, expected)
+    assert_as_undisturbed(ledger, undisturbed_long)
     for trial_id, time_ns in written.items():
         assert (ledger.trial(trial_id).folder / "record.json").stat().st_mtime_ns == time_ns
         assert events(ledger.trial(trial_id)) == ["start", "end"]
@@ -88,7 +82,7 @@ def test_a_killed_driver(ledger: Ledger, expected: Ledger, write: Callable[..., 
         assert events(ledger.trial(trial_id)) == ["start", "resume", "end"]
 
 
-def test_a_killed_worker(ledger: Ledger, expected: Ledger, write: Callable[..., Path]) -> None:
+def test_a_killed_worker(ledger: Ledger, undisturbed_long: Ledger, write: Callable[..., Path]) -> None:
     """The command goes on: another worker resumes the trial."""
 
     def kill() -> tuple[TrialFolder, int]:
@@ -107,7 +101,7 @@ def test_a_killed_worker(ledger: Ledger, expected: Ledger, write: Callable[..., 
     assert events(hit) == ["start", "lost", "resume", "end"] and trainer(hit) != worker
     (lost,) = [each for each in hit.history() if each["event"] == "lost"]
     assert lost["by"] == "SIGKILL"
-    assert_as_undisturbed(ledger, expected)
+    assert_as_undisturbed(ledger, undisturbed_long)
     assert multiprocessing.active_children() == []
 
 

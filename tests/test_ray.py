@@ -41,11 +41,6 @@ VOLATILE = ("wall_s", "tokens_per_s", "ended", "peak_memory_bytes")
 
 
 @pytest.fixture(scope="module")
-def long(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> Ledger:
-    return undisturbed(LONG, tmp_path_factory.mktemp("long"), token_cache)
-
-
-@pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> Ledger:
     return undisturbed(TINY, tmp_path_factory.mktemp("tiny"), token_cache)
 
@@ -110,7 +105,7 @@ def test_the_same_trials_give_the_same_results(
     assert code == 1 and "trained 0, reused 3" in said
 
 
-def test_killed_workers_and_a_killed_driver(ledger: Ledger, long: Ledger, write: Write) -> None:
+def test_killed_workers_and_a_killed_driver(ledger: Ledger, undisturbed_long: Ledger, write: Write) -> None:
     """A lane that dies is given its trial again; a driver that dies takes its cluster with it."""
     grid = write(LONG)
     command, log = ray_command(ledger, grid, "--checkpoint-every", 0.1), log_of(ledger, "long")
@@ -127,22 +122,25 @@ def test_killed_workers_and_a_killed_driver(ledger: Ledger, long: Ledger, write:
         driver.wait()
         driver.wait_until_alone()
     done = {each for each in ledger.trial_ids() if ledger.trial(each).record()}
-    left = {each for each in long.trial_ids() if each not in done}
+    left = {each for each in undisturbed_long.trial_ids() if each not in done}
     assert done and left
     for trial_id in done:
-        assert ledger.trial(trial_id).metrics.read_bytes() == long.trial(trial_id).metrics.read_bytes()
+        assert ledger.trial(trial_id).metrics.read_bytes() == undisturbed_long.trial(trial_id).metrics.read_bytes()
 
     with Command(grid.parent, *command) as driver:
         assert driver.wait() == 0, driver.output() + log.read_text()[-3000:]
         assert f"trained {len(left)}, reused {len(done)}: 4 finished" in driver.output()
         driver.wait_until_alone()
-    assert curves(ledger) == curves(long)
-    for trial_id in long.trial_ids():
-        assert lasting(ledger.trial(trial_id).record()) == lasting(long.trial(trial_id).record())
+    assert curves(ledger) == curves(undisturbed_long)
+    for trial_id in undisturbed_long.trial_ids():
+        expected = undisturbed_long.trial(trial_id).record()
+        assert lasting(ledger.trial(trial_id).record()) == lasting(expected)
     assert any("resume" in events(ledger.trial(each)) for each in left)
 
 
-def test_an_interrupted_cluster_ends_and_another_executor_goes_on(ledger: Ledger, long: Ledger, write: Write) -> None:
+def test_an_interrupted_cluster_ends_and_another_executor_goes_on(
+    ledger: Ledger, undisturbed_long: Ledger, write: Write
+) -> None:
     """Ctrl-C: the trials under way leave checkpoints, no process of Ray's is left, and the ledger is all there is."""
     grid = write(LONG)
     with Command(grid.parent, *ray_command(ledger, grid)) as driver:
@@ -159,8 +157,8 @@ def test_an_interrupted_cluster_ends_and_another_executor_goes_on(ledger: Ledger
     assert under_way(ledger)  # without the stop there would be no checkpoint yet
     code, said = run_here("run", grid, "--results", ledger.root, "--workers", 2)
     assert code == 0 and "4 finished" in said
-    assert curves(ledger) == curves(long)
-    assert any("resume" in events(ledger.trial(each)) for each in long.trial_ids())
+    assert curves(ledger) == curves(undisturbed_long)
+    assert any("resume" in events(ledger.trial(each)) for each in undisturbed_long.trial_ids())
 
 
 def test_a_trial_that_asks_for_more_than_there_is(

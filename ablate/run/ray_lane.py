@@ -2,9 +2,9 @@
 
 Tune needs a second or more to start an actor, and cancels the actor that it is starting when another one
 becomes free; with a Tune trial for every short spec the cluster runs nearly serially (measured: 20 trials of
-0.2 s on 4 slots at a mean parallelism of 0.7 to 1.4). So what Tune schedules is a lane: an actor of one resource class that
-takes specs from the deck until there are none. Every spec commits its own record; a lane that dies costs only
-the spec under way, which the deck deals again.
+0.2 s on 4 slots at a mean parallelism of 0.7 to 1.4). So what Tune schedules is a lane: an actor of one resource
+class that takes specs from the deck until there are none. Every spec commits its own record; a lane that dies
+costs only the spec under way, which the deck deals again.
 """
 
 from __future__ import annotations
