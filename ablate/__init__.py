@@ -24,6 +24,8 @@ EXPORTS = {
     "Sharing": "ablate.contracts",
     "Init": "ablate.contracts",
     "Head": "ablate.contracts",
+    "ClassHead": "ablate.contracts",
+    "Model": "ablate.contracts",
     "Attention": "ablate.components.mixers.attention",
     # to use the harness from Python
     "ArchSpec": "ablate.spec",

@@ -1,22 +1,33 @@
-"""ArchSpec + sizes -> Tower -> TokenModel.
+"""ArchSpec + sizes -> Tower -> model.
 
-The tower is the same for every topology. `TokenModel` puts an embedding in front of it and a head behind: a
-decoder when it is causal, an encoder when it is not.
+The tower is the same for every topology; `models.py` puts embeddings in front of it and a head behind: a decoder
+when it is causal, an encoder when it is not, a classifier, or an encoder-decoder of two towers.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate import registry
-from ablate.contracts import Cache, Context, Embedding, Head, Init, Position, Residual, Site, Stack
-from ablate.errors import MaxLenError, UserError
+from ablate.contracts import Context, Init, Memory, Residual, Site, Stack
+from ablate.errors import UserError
 from ablate.spec import SUBLAYER, ArchSpec, Component
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the data tells a model."""
+
+    vocab: int
+    max_len: int
+    classes: int = 0
+    image: tuple[int, int, int] | None = None
 
 
 class Layer:
@@ -44,17 +55,18 @@ class Tower(nn.Module):
     def __init__(self, arch: ArchSpec, site: Site, dropout: float):
         super().__init__()
         sharing = registry.make("sharing", arch.sharing)
-        function_of, residual_of = sharing.functions(arch.depth), sharing.residuals(arch.depth)
-        parts = dict(arch.sublayers)
+        function_of, residual_of = sharing.functions(site), sharing.residuals(site)
+        order = arch.encoder_order if site.tower == "encoder" else arch.decoder_order
+        assert order is not None
         self.functions = nn.ModuleDict()
         self.residuals = nn.ModuleDict()
-        for layer in range(arch.depth):
+        for layer in range(site.n_layers):
             here = replace(site, layer=layer)
             if function_of[layer] == layer:
-                made = [registry.make(SUBLAYER, parts[letter], here) for letter in arch.order]
+                made = [registry.make(SUBLAYER, part, here) for part in parts_of(arch, order, here)]
                 self.functions[str(layer)] = nn.ModuleList(made)
             if residual_of[layer] == layer:
-                joins = [registry.make("residual", arch.residual, here) for _ in arch.order]
+                joins = [registry.make("residual", arch.residual, here) for _ in order]
                 self.residuals[str(layer)] = nn.ModuleList(joins)
         self.stack: Stack = registry.make("stack", arch.stack, site)
         first: Residual = self.residuals["0"][0]  # type: ignore[index, assignment]
@@ -68,63 +80,64 @@ class Tower(nn.Module):
         x_BTD = self.stack(x_BTD, self.layers, ctx)
         return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
 
-
-class TokenModel(nn.Module):
-    """tokens_BT -> what the head says at every position: of the next token, in a causal model.
-
-    Raises `UserError` for a component that cannot be used causally, in a causal model.
-    """
-
-    def __init__(self, arch: ArchSpec, vocab: int, max_len: int, dropout: float = 0.0, causal: bool = True):
-        super().__init__()
-        if causal:
-            refuse_bidirectional(arch)
-        site = site_of(arch, vocab, max_len, causal)
-        self.max_len = max_len
-        self.dropout = dropout
-        self.embedding: Embedding = registry.make("embedding", arch.embedding, site)
-        self.position: Position = registry.make("position", arch.position, site)
-        self.tower = Tower(arch, site, dropout)
-        self.head: Head = registry.make("head", arch.head, site, self.embedding)
-
-    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> tuple[Tensor, Context]:
-        """The tower's output, (B, T, D), and the context of the pass. With a cache, T more tokens of a sequence."""
-        start = 0 if cache is None else cache.length
-        stop = start + tokens_BT.shape[1]
-        if stop > self.max_len:
-            raise MaxLenError(f"a sequence of {stop} tokens is longer than the model's {self.max_len}")
-        positions_T = torch.arange(start, stop, device=tokens_BT.device)
-        ctx = Context(self.position, positions_T, cache)
-        x_BTD = self.position.embed(self.embedding(tokens_BT), ctx)
-        x_BTD = self.tower(F.dropout(x_BTD, self.dropout, self.training), ctx)
-        if cache is not None:
-            cache.length = stop
-        return x_BTD, ctx
-
-    def log_probs(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        return self.head.log_probs(self(tokens_BT, cache)[0])
-
-    def nll(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """-log p(target) in nats at every position, (B, T)."""
-        return self.head.nll(self(tokens_BT)[0], targets_BT)
+    def remember(self, x_BTD: Tensor, ctx: Context) -> Memory:
+        """Run the layers, and make of their output what a decoder reads."""
+        mixes = type(self.stack).memory is not Stack.memory
+        if mixes and ctx.trace is None:
+            ctx.trace = []
+        x_BSD = self(x_BTD, ctx)
+        trace = ctx.trace or []
+        return Memory(x_BSD, ctx.valid_BT, lambda layer: self.stack.memory(x_BSD, trace, self.final_norm, layer))
 
 
-def site_of(arch: ArchSpec, vocab: int, max_len: int, causal: bool) -> Site:
-    """What the architecture tells its components, at layer 0."""
+def parts_of(arch: ArchSpec, order: str, site: Site) -> list[Component]:
+    """The sublayers of one layer, the swapped one in its place."""
+    parts = dict(arch.sublayers)
+    swap = arch.swap
+    sides = {"only": ("decoder" if site.causal else "encoder",)}.get(site.tower, (site.tower,))
+    if swap is None or swap.tower not in ("both", *sides) or not swap.at(site.layer, site.n_layers):
+        return [parts[letter] for letter in order]
+    return [swap.by if letter == swap.sublayer else parts[letter] for letter in order]
+
+
+def site_of(arch: ArchSpec, shape: Shape, causal: bool) -> Site:
+    """What the architecture tells its components, at layer 0 of its decoder or only tower."""
     assert arch.d_head is not None and arch.d_ff is not None
+    encoder_layers, encoder_order = arch.encoder_depth or 0, arch.encoder_order or ""
     return Site(
         d_model=arch.d_model,
         n_heads=arch.n_heads,
         d_head=arch.d_head,
         d_ff=arch.d_ff,
-        vocab=vocab,
-        max_len=max_len,
+        vocab=shape.vocab,
+        max_len=shape.max_len,
         n_layers=arch.depth,
-        sublayers=arch.depth * len(arch.order),
+        sublayers=arch.depth * len(arch.decoder_order) + encoder_layers * len(encoder_order),
         causal=causal,
         bias=arch.bias,
         norm=arch.norm,
+        tower="decoder" if arch.encoder else "only",
+        encoder_layers=encoder_layers,
+        decoder_layers=arch.depth if arch.encoder else 0,
+        classes=shape.classes,
+        image=shape.image,
     )
+
+
+def encoder_site(arch: ArchSpec, site: Site) -> Site:
+    """The same for the encoder of an encoder-decoder."""
+    return replace(site, n_layers=site.encoder_layers, causal=False, tower="encoder")
+
+
+def form_of(arch: ArchSpec) -> str:
+    """Which kind of model an architecture makes: see `register`."""
+    if arch.model is not None:
+        return registry.find("model", arch.model.name).form
+    if arch.encoder:
+        return "pair"
+    if registry.find("embedding", arch.embedding.name).form == "image":
+        return "image"
+    return registry.find("head", arch.head.name).form
 
 
 def build_model(
@@ -135,15 +148,19 @@ def build_model(
     seed: int = 0,
     dropout: float = 0.0,
     causal: bool = True,
-) -> TokenModel:
+    classes: int = 0,
+    image: tuple[int, int, int] | None = None,
+) -> Any:
     """A model with its parameters set, on the CPU; a pure function of its arguments.
 
-    Every module is initialised under a seed made of `seed` and the module's own name, so that two variants
-    start from the same values wherever they have a module of the same name and shape: comparisons are paired.
+    A `TokenModel`, an `EncoderDecoder`, a `Classifier`, or the whole model that `arch.model` names. Every module is
+    initialised under a seed made of `seed` and the module's own name, so that two variants start from the same
+    values wherever they have a module of the same name and shape: comparisons are paired.
     """
     torch.manual_seed(seed)
-    model = TokenModel(arch, vocab, max_len, dropout, causal)
-    init: Init = registry.make("init", arch.init, site_of(arch, vocab, max_len, causal))
+    shape = Shape(vocab, max_len, classes, image)
+    model = _make(arch, shape, dropout, causal)
+    init: Init = registry.make("init", arch.init, site_of(arch, shape, causal))
     for name, module in reversed(list(model.named_modules())):  # children first: a parent may refine them
         torch.default_generator.manual_seed(_seed_of(seed, name))
         if hasattr(module, "reset_parameters"):
@@ -152,20 +169,50 @@ def build_model(
     return model
 
 
-def build_on_meta(arch: ArchSpec, vocab: int, max_len: int, causal: bool = True) -> TokenModel:
+def build_on_meta(
+    arch: ArchSpec,
+    vocab: int,
+    max_len: int,
+    causal: bool = True,
+    classes: int = 0,
+    image: tuple[int, int, int] | None = None,
+) -> Any:
     """The model without values: for counting and for probing."""
     with torch.device("meta"):
-        return TokenModel(arch, vocab, max_len, causal=causal)
+        return _make(arch, Shape(vocab, max_len, classes, image), 0.0, causal)
 
 
-def refuse_bidirectional(arch: ArchSpec) -> None:
-    """Raise `UserError` naming a component that is declared `causal=False`."""
-    parts: list[tuple[str | tuple[str, ...], Component]] = [(SUBLAYER, part) for _, part in arch.sublayers]
+def _make(arch: ArchSpec, shape: Shape, dropout: float, causal: bool) -> nn.Module:
+    from ablate import models  # it builds its towers here
+
+    refuse_misfits(arch, causal)
+    site = site_of(arch, shape, causal)
+    if arch.model is not None:
+        return registry.make("model", arch.model, replace(site, dropout=dropout))
+    made = {"tokens": models.TokenModel, "pair": models.EncoderDecoder}.get(form_of(arch), models.Classifier)
+    return made(arch, site, dropout)
+
+
+def refuse_misfits(arch: ArchSpec, causal: bool) -> None:
+    """Raise `UserError` naming a component that cannot be what it is asked to be.
+
+    One that is declared `causal=False`, where the future must not be seen; one for another form of model.
+    """
+    letters = dict(arch.sublayers)
+    ahead = [letters[letter] for letter in arch.decoder_order]  # where a decoder must not see ahead
+    parts: list[tuple[str | tuple[str, ...], Component]] = [(SUBLAYER, part) for part in letters.values()]
     parts += [(slot, getattr(arch, slot)) for slot in registry.SLOTS if hasattr(arch, slot)]
+    if arch.swap is not None:
+        parts.append((SUBLAYER, arch.swap.by))
+        ahead += [arch.swap.by] * (arch.swap.tower != "encoder")
     for slots, part in parts:
         entry = registry.find(slots, part.name)
-        if not entry.causal:
+        sees_ahead = not entry.causal and not part.get("train_stats_leak")
+        spared = arch.encoder and (entry.slot == "stack" or (slots == SUBLAYER and part not in ahead))
+        if causal and sees_ahead and not spared:
             raise UserError(f"{entry.slot} {entry.name!r} sees the future and cannot be used in a causal model")
+        if entry.form == "pair" and not arch.encoder:
+            raise UserError(f"{entry.slot} {entry.name!r} is for an encoder-decoder: set arch.encoder to true")
 
 
 def _seed_of(seed: int, name: str) -> int:

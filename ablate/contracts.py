@@ -11,12 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ablate import registry
+from ablate.errors import UserError
 from ablate.spec import Component
 
+Loss = tuple[Tensor, Tensor, dict[str, Tensor]]  # to be minimised, plain nll, auxiliary losses
 Role = Literal["inner", "score", "write", "logits"]
+Tower = Literal["only", "encoder", "decoder"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,18 @@ class Site:
     d_ff: int
     vocab: int
     max_len: int
-    n_layers: int
-    sublayers: int  # residual branches in the whole tower
+    n_layers: int  # of this tower
+    sublayers: int  # residual branches in the whole model
     layer: int = 0
     causal: bool = True  # from the task, not from the architecture
     bias: bool = True
     norm: Component = field(default_factory=lambda: Component("layernorm"))
+    tower: Tower = "only"  # which tower of an encoder-decoder this is; `only` where there is one
+    encoder_layers: int = 0  # of an encoder-decoder; 0 where there is one tower
+    decoder_layers: int = 0
+    classes: int = 0  # of a classifier
+    image: tuple[int, int, int] | None = None  # channels, height, width, where the input is an image
+    dropout: float = 0.0  # the training's, for whole models; elsewhere the tower sees to it
 
     def new_norm(self, d: int | None = None) -> Norm:
         """A norm of the architecture's kind over `d` features."""
@@ -61,6 +71,17 @@ class Cache:
 
     length: int = 0
     states: dict[int, Any] = field(default_factory=dict)
+    memory: Memory | None = None  # the encoder's, in an encoder-decoder
+
+
+@dataclass
+class Memory:
+    """What an encoder leaves for a decoder: its output, which of its positions are no padding (None: all), and
+    what the decoder's layer `l` reads, `at(l)`: the output, unless the encoder's stack says otherwise."""
+
+    x_BSD: Tensor
+    valid_BS: Tensor | None
+    at: Callable[[int], Tensor]
 
 
 @dataclass
@@ -70,6 +91,10 @@ class Context:
     `layer` counts the layers run so far and `call` the sublayers; under weight sharing they differ from the
     layer a module was built for. A mixer reads its past with `recall()` and leaves its new state with
     `remember()`; without a cache both do nothing.
+
+    `valid_BT` is False at padding, None where there is none. Padding stands at the end of a row. A mixer must not
+    let it reach other positions; one that cannot prevent it raises `UserError` saying so (`refuse_padding`).
+    What a mixer gives at padding itself does not matter.
     """
 
     position: Position
@@ -79,6 +104,9 @@ class Context:
     call: int = 0
     aux: dict[str, Tensor] = field(default_factory=dict)
     once: dict[str, Tensor] = field(default_factory=dict)  # computed in one layer, reused in the others
+    valid_BT: Tensor | None = None
+    memory: Memory | None = None  # in the decoder of an encoder-decoder
+    trace: list[Tensor] | None = None  # the stream on entering the first layer and after each, where asked for
 
     def recall(self) -> Any:
         return None if self.cache is None else self.cache.states.get(self.call)
@@ -86,6 +114,15 @@ class Context:
     def remember(self, state: Any) -> None:
         if self.cache is not None:
             self.cache.states[self.call] = state
+
+    def zero_padding(self, x_BTD: Tensor) -> Tensor:
+        """x with zeros at padding."""
+        return x_BTD if self.valid_BT is None else x_BTD * self.valid_BT[..., None].to(x_BTD.dtype)
+
+    def refuse_padding(self, who: str) -> None:
+        """Raise `UserError` where there is padding."""
+        if self.valid_BT is not None:
+            raise UserError(f"{who} mixes padding into every position: pack sequences to one length")
 
     def add_aux(self, name: str, loss: Tensor) -> None:
         """An auxiliary loss (load balance, ponder cost), summed over layers and added to the objective."""
@@ -96,6 +133,16 @@ class Slot(nn.Module):
     """What all components share. The constructor takes what its slot is told, then its options by keyword."""
 
     component: ClassVar[str] = ""  # "slot/name", set by the registry
+    couples_rows: ClassVar[bool] = False  # in training, a row's output depends on the others of its batch
+
+    def unneeded_flops(self, length: int) -> float:
+        """Of the forward FLOPs that one pass over `length` tokens executes, those that the definition could do
+        without: masked scores, experts that were not chosen."""
+        return 0.0
+
+    def idle_parameters(self) -> int:
+        """How many of the parameters a single token does not use: experts that it is not sent to."""
+        return 0
 
 
 class Embedding(Slot):
@@ -188,7 +235,7 @@ Layer = Callable[[Tensor, Context], Tensor]
 
 
 class Stack(Slot):
-    """How the layers are run, in depth."""
+    """How the layers are run, in depth. `run` is one layer at index `index`, with what belongs to it."""
 
     def __init__(self, site: Site):
         super().__init__()
@@ -196,19 +243,37 @@ class Stack(Slot):
     def forward(self, x_BTD: Tensor, layers: Sequence[Layer], ctx: Context) -> Tensor:
         raise NotImplementedError
 
+    def run(self, x_BTD: Tensor, layer: Layer, index: int, ctx: Context) -> Tensor:
+        """The layer, its position's step before it; the stream is traced where `ctx.trace` asks for it."""
+        ctx.layer = index
+        if ctx.trace is not None and not ctx.trace:
+            ctx.trace.append(x_BTD)
+        x_BTD = layer(ctx.position.step(x_BTD, ctx), ctx)
+        if ctx.trace is not None:
+            ctx.trace.append(x_BTD)
+        return x_BTD
+
+    def memory(self, x_BSD: Tensor, trace: Sequence[Tensor], norm: nn.Module | None, layer: int) -> Tensor:
+        """What layer `layer` of a decoder reads of this encoder: by default x_BSD, its output.
+
+        `trace` holds the stream before the first layer and after each, if the class overrides this method;
+        `norm` is the tower's final norm, or None.
+        """
+        return x_BSD
+
 
 class Sharing:
     """Which layer's weights each layer uses: for the sublayers, and for the residuals with their norms.
 
-    Both are lists of length `n_layers` whose entry l is the layer that l borrows from (l itself to own them).
+    Both are lists of length `site.n_layers` whose entry l is the layer that l borrows from (l itself to own them).
     """
 
     component: ClassVar[str] = ""
 
-    def functions(self, n_layers: int) -> list[int]:
+    def functions(self, site: Site) -> list[int]:
         raise NotImplementedError
 
-    def residuals(self, n_layers: int) -> list[int]:
+    def residuals(self, site: Site) -> list[int]:
         raise NotImplementedError
 
 
@@ -256,3 +321,67 @@ class Head(Slot):
             uniform_BT = -self.log_probs(x_BTD).mean(-1)
             loss_BT = (1 - label_smoothing) * nll_BT + label_smoothing * uniform_BT
         return loss_BT, nll_BT
+
+
+class ClassHead(Slot):
+    """What the tower's output says about the class of a row, `site.classes` of them: a head with form="classify"."""
+
+    def __init__(self, site: Site, embedding: Embedding):
+        super().__init__()
+
+    def logits(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        """(B, C). Padding, where `ctx.valid_BT` is False, must not count."""
+        raise NotImplementedError
+
+    def log_probs(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        """log p(c | x), (B, C), in float32 at least."""
+        logits_BC = self.logits(x_BTD, ctx)
+        wide = torch.float32 if logits_BC.dtype in (torch.bfloat16, torch.float16) else logits_BC.dtype
+        return logits_BC.to(wide).log_softmax(-1)
+
+    def nll(self, x_BTD: Tensor, ctx: Context, y_B: Tensor) -> Tensor:
+        """-log p(y | x) in nats, (B,)."""
+        return -self.log_probs(x_BTD, ctx).gather(-1, y_B[:, None])[:, 0]
+
+    def objective(
+        self, x_BTD: Tensor, ctx: Context, y_B: Tensor, label_smoothing: float, z_loss: float
+    ) -> tuple[Tensor, Tensor]:
+        """What is minimised, and the plain nll beside it, both (B,): as `Head.objective`, without z_loss."""
+        log_p_BC = self.log_probs(x_BTD, ctx)
+        nll_B = -log_p_BC.gather(-1, y_B[:, None])[:, 0]
+        if z_loss:
+            raise UserError("z_loss is not defined for a classifier: set train.z_loss to 0")
+        if not label_smoothing:
+            return nll_B, nll_B
+        return (1 - label_smoothing) * nll_B - label_smoothing * log_p_BC.mean(-1), nll_B
+
+
+class Model(Slot):
+    """A whole model that is not made of the other slots. The constructor takes `site`, then its options.
+
+    By its form: `tokens` has `log_probs(tokens_BT, cache)` -> (B, T, V) and `nll(tokens_BT, targets_BT)` -> (B, T);
+    `pair` has a source before the tokens in both; `classify` has `log_probs(tokens_BT, valid_BT)` -> (B, C) and
+    `nll(tokens_BT, targets_B)`; `denoise` has `forward(images, t_B, classes_B)` and `nll(images, t_B, classes_B,
+    noise)`, the squared error (B,). A model with `fitted=True` has no gradient: `fit(tokens)` counts.
+    """
+
+    fitted: ClassVar[bool] = False
+
+    def __init__(self, site: Site):
+        super().__init__()
+        self.site = site
+
+    def objective(self, *batch: Tensor, label_smoothing: float, z_loss: float) -> Loss:
+        """What is minimised, the plain nll, auxiliary losses."""
+        nll = self.nll(*batch)
+        if label_smoothing or z_loss:
+            raise UserError(f"model {self.component.split('/')[-1]!r} has neither label smoothing nor z-loss")
+        return nll, nll, {}
+
+    def nll(self, *batch: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def example(self, rows: int, length: int) -> tuple[Tensor, ...]:
+        """Inputs and targets of the shapes that `nll` takes."""
+        tokens = torch.zeros(rows, length, dtype=torch.long)
+        return tokens, tokens

@@ -2,7 +2,8 @@
 
 FLOPs are 2 per multiply-accumulate of matrix products, norms and activations ignored. *Executed* counts what
 plain kernels compute, masked scores included; *algorithmic* counts only the scores that the definition needs.
-Per token of a full sequence of `max_len`.
+Per token of a full sequence of `max_len`; of an encoder-decoder, per token of its output, with a source of the same
+length; of a classifier, per token of its input; of a model of images, per patch.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ablate import registry
-from ablate.build import TokenModel, build_on_meta
+from ablate.build import build_on_meta, form_of
 from ablate.components.mixers.attention import Attention
-from ablate.contracts import Cache
+from ablate.contracts import Cache, Slot
 from ablate.probe import probe
 from ablate.spec import ArchSpec, canonical_arch
 
@@ -55,19 +56,23 @@ class Cost:
         return 6.0 * self.params_non_embedding
 
 
-def count(arch: ArchSpec, vocab: int, max_len: int, causal: bool = True) -> Cost:
-    """The costs of a decoder, or of an encoder. Deterministic integers (per sequence), whatever the machine."""
-    model = build_on_meta(arch, vocab, max_len, causal)
+def count(arch: ArchSpec, vocab: int, max_len: int, causal: bool = True, **shape: Any) -> Cost:
+    """The costs of a model. Deterministic integers (per sequence), whatever the machine.
+
+    `shape` is what `build_model` is told of a classifier: `classes`, `image`.
+    """
+    model = build_on_meta(arch, vocab, max_len, causal, **shape)
     by_slot = params_by_slot(model)
     total = sum(parameter.numel() for parameter in model.parameters())
     assert total == sum(by_slot.values())
     embedding = sum(n for slot, n in by_slot.items() if slot in EMBEDDING_SLOTS)
     forward, backward, spared, kept = _flops(model, max_len)
-    cache, state = _cache_bytes(model, max_len)
+    cache, state = _cache_bytes(model, max_len) if form_of(arch) in ("tokens", "pair") else (0, 0)
+    idle = sum(module.idle_parameters() for module in model.modules() if isinstance(module, Slot))
     return Cost(
         params_total=total,
         params_non_embedding=total - embedding,
-        params_active=total,
+        params_active=total - idle,
         params_by_slot=by_slot,
         flops_forward=forward / max_len,
         flops_backward=backward / max_len,
@@ -101,9 +106,10 @@ def params_by_slot(model: nn.Module) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _flops(model: TokenModel, length: int) -> tuple[int, int, float, int]:
+def _flops(model: Any, length: int) -> tuple[int, int, float, int]:
     """Forward, backward, the forward part that the definition does not need, and bytes kept for backward."""
-    tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
+    with torch.device("meta"):
+        inputs = model.example(1, length)
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -128,28 +134,35 @@ def _flops(model: TokenModel, length: int) -> tuple[int, int, float, int]:
         mixer.attend = counted  # type: ignore[method-assign, assignment]
         restores.append(mixer)
 
+    def spare(module: Slot, inputs: Any, output: Any) -> None:
+        nonlocal spared
+        spared += module.unneeded_flops(inputs[0].shape[1])
+
     for module in model.modules():
         if isinstance(module, Attention):
             watch(module)
+        if isinstance(module, Slot) and type(module).unneeded_flops is not Slot.unneeded_flops:
+            module.register_forward_hook(spare)
     weights = {id(parameter.untyped_storage()) for parameter in model.parameters()}
     with counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = model.nll(tokens, tokens).mean()
+            loss = model.nll(*inputs).mean()
         forward = counter.get_total_flops()
-        loss.backward()
+        if loss.requires_grad:  # a model that is fitted by counting has no backward pass
+            loss.backward()
         total = counter.get_total_flops()
     for mixer in restores:
         del mixer.attend
     return forward, total - forward, spared, sum(n for key, n in kept.items() if key not in weights)
 
 
-def _cache_bytes(model: TokenModel, length: int) -> tuple[int, int]:
+def _cache_bytes(model: Any, length: int) -> tuple[int, int]:
     """The decoding state of one sequence at full length, and its part that does not grow."""
 
     def at(T: int) -> int:
         cache = Cache()
-        with torch.no_grad():
-            model(torch.zeros(1, T, dtype=torch.long, device="meta"), cache)
+        with torch.no_grad(), torch.device("meta"):
+            model.log_probs(*model.example(1, T)[:-1], cache=cache)
         return sum(_bytes(state) for state in cache.states.values())
 
     full = at(length)
@@ -203,5 +216,8 @@ def _key(arch: ArchSpec, vocab: int, max_len: int) -> str:
 def source_hash() -> str:
     """Hash of all that a count depends on: this file, the builder, the contracts, the components, the defaults."""
     files = sorted((registry.PACKAGE / "components").rglob("*.py"))
-    files += [registry.PACKAGE / name for name in ("build.py", "contracts.py", "cost.py", "probe.py", "spec.py")]
+    files += [
+        registry.PACKAGE / name
+        for name in ("build.py", "contracts.py", "cost.py", "models.py", "probe.py", "spec.py")
+    ]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]

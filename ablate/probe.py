@@ -25,20 +25,26 @@ HOOKS = {
 }
 
 
-def probe(arch: ArchSpec, vocab: int, max_len: int, causal: bool = True) -> None:
-    """Raise `UserError` naming what has no effect; return when everything has."""
-    model = build_on_meta(arch, vocab, max_len, causal)
-    called = watch_hooks(model.position)
-    tokens = torch.zeros(1, max_len, dtype=torch.long, device="meta")
-    model.nll(tokens, tokens).mean().backward()
+def probe(arch: ArchSpec, vocab: int, max_len: int, causal: bool = True, **shape: Any) -> None:
+    """Raise `UserError` naming what has no effect; return when everything has. `shape` as for `count`."""
+    model = build_on_meta(arch, vocab, max_len, causal, **shape)
+    if arch.model is not None:
+        refuse_slots_beside(arch)
+    positions = [module for module in model.modules() if isinstance(module, Position)]
+    called = [watch_hooks(position) for position in positions]
+    with torch.device("meta"):
+        loss = model.nll(*model.example(1, max_len)).mean()
+    if loss.requires_grad:
+        loss.backward()
     name = arch.position.name
     mixers = sorted({part.name for _, part in arch.sublayers})
-    for hook in overridden(model.position):
-        if hook not in called:
-            raise UserError(
-                f"position {name!r} has no effect: it {HOOKS[hook]}, and no sublayer of {arch.order!r} "
-                f"({', '.join(mixers)}) asks for that; use position 'none', or a sublayer with attention"
-            )
+    for position, hooks in zip(positions, called, strict=True):
+        for hook in overridden(position):
+            if hook not in hooks:
+                raise UserError(
+                    f"position {name!r} has no effect: it {HOOKS[hook]}, and no sublayer of {arch.order!r} "
+                    f"({', '.join(mixers)}) asks for that; use position 'none', or a sublayer with attention"
+                )
     if unused := unused_parameters(model):
         raise UserError(f"parameters have no effect on the output: {', '.join(unused[:3])}")
 
@@ -65,3 +71,11 @@ def watch_hooks(position: Position) -> set[str]:
 def unused_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters that got no gradient."""
     return [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+def refuse_slots_beside(arch: ArchSpec) -> None:
+    """A whole model is made of no other slots: raise `UserError` for one that is set to something."""
+    plain = ArchSpec(d_model=arch.d_model, n_heads=arch.n_heads)
+    for slot in ("embedding", "position", "norm", "residual", "stack", "sharing", "head", "order", "encoder", "swap"):
+        if getattr(arch, slot) != getattr(plain, slot):
+            raise UserError(f"arch.{slot} has no effect beside arch.model {arch.model.name!r}")  # type: ignore[union-attr]

@@ -36,7 +36,8 @@ SLOTS = (
     "init",
     "head",
 )
-KINDS = (*SLOTS, "optimizer", "schedule", "tokenizer", "task")
+FORMS = ("tokens", "pair", "classify", "image", "denoise")
+KINDS = (*SLOTS, "model", "optimizer", "schedule", "tokenizer", "task")
 
 PACKAGE = Path(__file__).parent
 PLUGIN = "ablate_plugin_"  # begins the names of the modules that are made of plugins
@@ -51,6 +52,7 @@ class Entry:
     name: str
     paper: str
     causal: bool
+    form: str
     version: int
     options: tuple[Option, ...]
     doc: str
@@ -74,12 +76,16 @@ _classes: dict[tuple[str, str], type] = {}  # imported so far
 _plugin_files: dict[Path, str] = {}
 
 
-def register(slot: str, name: str, *, paper: str, causal: bool = True, version: int = 1) -> Callable[[T], T]:
+def register(
+    slot: str, name: str, *, paper: str, causal: bool = True, form: str = "tokens", version: int = 1
+) -> Callable[[T], T]:
     """Enter a class as component `name` of `slot`.
 
     `paper` is the source of the definition. `causal=False` states that it cannot be used causally; the contract
-    checks verify that in both directions. `version` is raised whenever the meaning of the component changes, so
-    that results made with the old meaning are never taken for results of the new one.
+    checks verify that in both directions. `form` names the kind of model that it is for, where that is not one that
+    reads tokens and says something of each: `pair` an encoder-decoder, `classify` a classifier of sequences, `image`
+    one of images, `denoise` a denoiser of images. `version` is raised whenever the meaning of the component
+    changes, so that results made with the old meaning are never taken for results of the new one.
     """
 
     def enter(cls: T) -> T:
@@ -213,15 +219,18 @@ def _read(file: Path, tree: ast.Module, module: str, code: str) -> Iterator[Entr
                 written = isinstance(name, str) and isinstance(facts.get("paper"), str)
             except ValueError:
                 written = False
-            if not written or facts.keys() - {"paper", "causal", "version"}:
+            if not written or facts.keys() - {"paper", "causal", "form", "version"}:
                 raise UserError(f"{place}: write @register(slot, name, paper=...), all of it literal text")
             if slot not in KINDS:
                 raise UserError(f"{place}: {unknown('slot', slot, KINDS)}")
+            if facts.get("form", FORMS[0]) not in FORMS:
+                raise UserError(f"{place}: {unknown('form', facts['form'], FORMS)}")
             yield Entry(
                 slot,
                 name,
                 facts.get("paper", ""),
                 facts.get("causal", True),
+                facts.get("form", FORMS[0]),
                 facts.get("version", 1),
                 read_options(node, tree, file),
                 ast.get_docstring(node) or "",

@@ -43,6 +43,33 @@ def slot(slots: str | tuple[str, ...], name: str) -> Any:
 
 
 @dataclass(frozen=True)
+class Swap:
+    """Another component in place of `sublayer` in some layers: in every `every`-th, or in layer `layer` alone
+    (-1 is the last). `tower` says in which tower of an encoder-decoder."""
+
+    sublayer: str = "f"
+    by: Component = slot(SUBLAYER, "ffn")
+    every: int | None = None
+    layer: int | None = None
+    tower: str = "both"
+
+    def __post_init__(self) -> None:
+        if (self.every is None) == (self.layer is None):
+            raise SpecError(["every"], "give either every or layer")
+        if self.every is not None:
+            _positive(self, "every")
+        if self.tower not in ("both", "encoder", "decoder"):
+            raise SpecError(["tower"], unknown("tower", self.tower, ("both", "encoder", "decoder")))
+
+    def at(self, layer: int, depth: int) -> bool:
+        """Whether layer `layer` of `depth` is meant."""
+        if self.every is not None:
+            return (layer + 1) % self.every == 0
+        assert self.layer is not None
+        return layer == (self.layer if self.layer >= 0 else depth + self.layer)
+
+
+@dataclass(frozen=True)
 class ArchSpec:
     """An architecture: sizes, the pattern of sublayers, and one component for each slot.
 
@@ -57,7 +84,12 @@ class ArchSpec:
     d_ff: int | None = None
     depth: int = 4
     order: str = "sf"
+    encoder: bool = False
+    encoder_depth: int | None = None
+    encoder_order: str | None = None
+    share_embeddings: bool = True
     sublayers: tuple[tuple[str, Component], ...] = (
+        ("c", Component("cross")),
         ("f", Component("ffn")),
         ("s", Component("attention")),
     )
@@ -70,18 +102,16 @@ class ArchSpec:
     sharing: Component = slot("sharing", "none")
     init: Component = slot("init", "lecun")
     head: Component = slot("head", "softmax")
+    swap: Swap | None = None
+    model: Component | None = field(default=None, metadata={"slot": "model"})
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_heads", "depth"):
             _positive(self, name)
-        if self.depth * len(self.order) > MOST_SUBLAYERS:
-            raise SpecError(["depth"], f"{self.depth} makes more than {MOST_SUBLAYERS:,} sublayers")
-        if not self.order:
-            raise SpecError(["order"], "is empty: a layer needs at least one sublayer")
-        letters = dict(self.sublayers)
-        for letter in self.order:
-            if letter not in letters:
-                raise SpecError(["order"], unknown("sublayer", letter, letters))
+        self._check_order("order", self.depth)
+        self._complete_encoder()
+        if self.swap is not None:
+            self._check_swap(self.swap)
         if self.d_head is None:
             if self.d_model % self.n_heads:
                 raise SpecError(
@@ -94,8 +124,54 @@ class ArchSpec:
             object.__setattr__(self, "d_ff", 4 * self.d_model)
         _positive(self, "d_head")
         _positive(self, "d_ff")
-        used = tuple(sorted((letter, part) for letter, part in self.sublayers if letter in self.order))
+        letters = set(self.decoder_order) | set(self.encoder_order or "")
+        used = tuple(sorted((letter, part) for letter, part in self.sublayers if letter in letters))
         object.__setattr__(self, "sublayers", used)
+
+    def _check_order(self, name: str, depth: int) -> None:
+        order = getattr(self, name)
+        if depth * len(order) > MOST_SUBLAYERS:
+            raise SpecError(["depth"], f"{depth} makes more than {MOST_SUBLAYERS:,} sublayers")
+        if not order:
+            raise SpecError([name], "is empty: a layer needs at least one sublayer")
+        letters = dict(self.sublayers)
+        for letter in order:
+            if letter not in letters:
+                raise SpecError([name], unknown("sublayer", letter, letters))
+
+    def _complete_encoder(self) -> None:
+        """An encoder is as deep as the decoder, and has its order without cross-attention, unless given."""
+        if not self.encoder:
+            for name in ("encoder_depth", "encoder_order"):
+                if getattr(self, name) is not None:
+                    raise SpecError([name], "needs an encoder: set arch.encoder to true")
+            object.__setattr__(self, "share_embeddings", True)  # there is one input embedding
+            return
+        if self.encoder_depth is None:
+            object.__setattr__(self, "encoder_depth", self.depth)
+        if self.encoder_order is None:
+            parts = dict(self.sublayers)
+            own = "".join(letter for letter in self.order if not reads_memory(parts[letter]))
+            object.__setattr__(self, "encoder_order", own)
+        _positive(self, "encoder_depth")
+        self._check_order("encoder_order", self.encoder_depth or 1)
+
+    def _check_swap(self, swap: Swap) -> None:
+        if swap.sublayer not in self.order:
+            raise SpecError(["swap", "sublayer"], unknown("sublayer", swap.sublayer, dict.fromkeys(self.order)))
+        if not any(swap.at(layer, self.depth) for layer in range(self.depth)):
+            where = f"every {swap.every}" if swap.every else f"{swap.layer}"
+            raise SpecError(["swap"], f"no layer of depth {self.depth} is meant by {where}")
+
+    @property
+    def decoder_order(self) -> str:
+        """The order of the tower that makes the output. In an encoder-decoder whose order has no cross-attention,
+        sublayer `c` follows every mixer."""
+        parts = dict(self.sublayers)
+        if not self.encoder or any(reads_memory(parts[letter]) for letter in self.order):
+            return self.order
+        mixers = {letter for letter in self.order if registry_slot(parts[letter]) == "mixer"}
+        return "".join(letter + "c" * (letter in mixers) for letter in self.order)
 
 
 @dataclass(frozen=True)
@@ -252,6 +328,10 @@ def parse(cls: type[S], tree: Any, path: tuple[str, ...] = ()) -> S:
 
 
 def _parse_field(spec_field: Any, value: Any, path: tuple[str, ...]) -> Any:
+    if value is None and spec_field.default is None:
+        return None
+    if spec_field.name == "swap":
+        return parse(Swap, value, path)
     if spec_field.name in SECTIONS and path == (spec_field.name,):
         return parse(SECTIONS[spec_field.name], value, path)
     if slots := spec_field.metadata.get("slot"):
@@ -346,7 +426,10 @@ def canonical(spec: TrialSpec) -> Tree:
             each.name: _canonical_value(each, getattr(section, each.name))
             for each in fields(section)
             if each.name not in UNHASHED.get(name, ())
-            and (each.metadata.get("slot") or getattr(section, each.name) != each.default)
+            and (
+                getattr(section, each.name) != each.default
+                or (each.metadata.get("slot") and each.default is not None)
+            )
         }
     tree["arch"]["sublayers"] = {letter: canonical_component(SUBLAYER, part) for letter, part in spec.arch.sublayers}
     return tree
@@ -359,6 +442,8 @@ def canonical_arch(arch: ArchSpec) -> Tree:
 
 
 def _canonical_value(spec_field: Any, value: Any) -> Any:
+    if isinstance(value, Swap):
+        return {**to_tree(value), "by": canonical_component(SUBLAYER, value.by)}
     if slots := spec_field.metadata.get("slot"):
         return canonical_component(slots, value)
     return value
@@ -368,6 +453,11 @@ def canonical_component(slots: str | tuple[str, ...], component: Component) -> T
     """An option called `path` says where something lies, not what it is: `content` stands for it."""
     options = {key: value for key, value in component.options if key != "path"}
     return {**registry.find(slots, component.name).identity, **options}
+
+
+def reads_memory(sublayer: Component) -> bool:
+    """Whether a sublayer reads an encoder's memory, as cross-attention does."""
+    return registry.find(SUBLAYER, sublayer.name).form == "pair"
 
 
 def registry_slot(sublayer: Component) -> str:

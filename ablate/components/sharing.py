@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ablate.contracts import Sharing
+from ablate.contracts import Sharing, Site
 from ablate.registry import register
 
 
@@ -10,11 +10,11 @@ from ablate.registry import register
 class NoSharing(Sharing):
     """Every layer has weights of its own."""
 
-    def functions(self, n_layers: int) -> list[int]:
-        return list(range(n_layers))
+    def functions(self, site: Site) -> list[int]:
+        return list(range(site.n_layers))
 
-    def residuals(self, n_layers: int) -> list[int]:
-        return list(range(n_layers))
+    def residuals(self, site: Site) -> list[int]:
+        return list(range(site.n_layers))
 
 
 @register("sharing", "all", paper="Lan et al. 2020 (ALBERT), arXiv:1909.11942, section 3.1")
@@ -27,8 +27,8 @@ class ShareAll(Sharing):
     def __init__(self, *, norms: bool = True):
         self.norms = norms
 
-    def functions(self, n_layers: int) -> list[int]:
-        return [0] * n_layers
+    def functions(self, site: Site) -> list[int]:
+        return [0] * site.n_layers
 
-    def residuals(self, n_layers: int) -> list[int]:
-        return [0] * n_layers if self.norms else list(range(n_layers))
+    def residuals(self, site: Site) -> list[int]:
+        return [0] * site.n_layers if self.norms else list(range(site.n_layers))

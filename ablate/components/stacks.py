@@ -16,6 +16,5 @@ class PlainStack(Stack):
 
     def forward(self, x_BTD: Tensor, layers: Sequence[Layer], ctx: Context) -> Tensor:
         for index, layer in enumerate(layers):
-            ctx.layer = index
-            x_BTD = layer(ctx.position.step(x_BTD, ctx), ctx)
+            x_BTD = self.run(x_BTD, layer, index, ctx)
         return x_BTD

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ablate.build import TokenModel, build_model
+from ablate.build import build_model, form_of
 from ablate.data.batches import TrainBatches, eval_windows
 from ablate.data.tokens import Tokens, prepare
+from ablate.errors import UserError
 from ablate.registry import register
 from ablate.spec import ArchSpec, DataSpec, TrainSpec
 from ablate.tasks.base import Task
@@ -55,7 +56,9 @@ class LanguageModelling(Task):
             "unknown_frac": tokens.unknown_frac,
         }
 
-    def build(self, arch: ArchSpec, seed: int, dropout: float) -> TokenModel:
+    def build(self, arch: ArchSpec, seed: int, dropout: float) -> nn.Module:
+        if (form := form_of(arch)) != "tokens":
+            raise UserError(f"task 'lm' trains models that say something of each token, not one of form {form!r}")
         return build_model(arch, self.vocab, self.max_len, seed=seed, dropout=dropout)
 
     def batches(self, batch_tokens: int, seed: int) -> _TensorBatches:
@@ -67,11 +70,11 @@ class LanguageModelling(Task):
         return torch.from_numpy(eval_windows(self.tokens.splits[split], self.data.seq_len, at_most))
 
     def objective(self, model: nn.Module, batch: Tensor, train: TrainSpec) -> tuple[Tensor, Tensor]:
-        assert isinstance(model, TokenModel)
-        x_BTD, ctx = model(batch[:, :-1])
-        loss_BT, nll_BT = model.head.objective(x_BTD, batch[:, 1:], train.label_smoothing, train.z_loss)
+        loss_BT, nll_BT, aux = model.objective(  # type: ignore[operator]
+            batch[:, :-1], batch[:, 1:], label_smoothing=train.label_smoothing, z_loss=train.z_loss
+        )
         loss = loss_BT.mean()
-        for extra in ctx.aux.values():
+        for extra in aux.values():
             loss = loss + extra
         return loss, nll_BT.detach().mean()
 

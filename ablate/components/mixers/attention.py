@@ -85,50 +85,60 @@ class Attention(Mixer):
         visible_TS = self.visible(pos_T, pos_T)
         return 1.0 if visible_TS is None else visible_TS.double().mean().item()
 
+    def scores(self, q_BHTK: Tensor, k_BHSK: Tensor) -> Tensor:
+        """How well each key answers each query, (B, H, T, S). An override makes `attend` compute them plainly."""
+        return (q_BHTK * self.scale) @ k_BHSK.transpose(-1, -2)
+
     def attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
         """The weighted values, (B, H, T, K), by the fastest kernel that can compute them."""
         T, S = q_BHTK.shape[2], k_BHSK.shape[2]
         pos_S = ctx.positions_T if S == T else torch.arange(S, device=q_BHTK.device)
         bias = ctx.position.bias(q_BHTK, k_BHSK, pos_S, ctx)
-        dropout = self.dropout if self.training else 0.0
-        needs_weights = type(ctx.position).value is not Position.value
+        needs_weights = type(ctx.position).value is not Position.value or type(self).scores is not Attention.scores
         if needs_weights or (q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16):
             # scaled_dot_product_attention has no fast bfloat16 kernel on a CPU: plain matmuls win
-            scores_BHTS = self.score_mask(q_BHTK, pos_S, bias, ctx)
-            return explicit(q_BHTK, k_BHSK, v_BHSK, scores_BHTS, self.scale, dropout, pos_S, ctx)
-        plain_causal = bias is None and self.causal and S == T and self.allowed(pos_S, pos_S) is None
+            mask = self.score_mask(q_BHTK, pos_S, bias, ctx)
+            y_BHTK, weights_BHTS = self.explicit(q_BHTK, k_BHSK, v_BHSK, mask)
+            extra = ctx.position.value(weights_BHTS, pos_S, ctx)
+            return y_BHTK if extra is None else y_BHTK + extra
+        plain_causal = bias is None and self.causal and S == T and ctx.valid_BT is None
+        plain_causal = plain_causal and self.allowed(pos_S, pos_S) is None
         mask = None if plain_causal else self.score_mask(q_BHTK, pos_S, bias, ctx)
+        return self.fast(q_BHTK, k_BHSK, v_BHSK, mask, plain_causal)
+
+    def fast(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """Scaled dot products by PyTorch's fused kernels."""
+        dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(
-            q_BHTK, k_BHSK, v_BHSK, mask, dropout, is_causal=plain_causal, scale=self.scale
+            q_BHTK, k_BHSK, v_BHSK, mask, dropout, is_causal=causal, scale=self.scale
         )
 
+    def explicit(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attention as it is written: scores, mask, softmax, weighted sum; the values, and the weights (B, H, T, S).
+
+        The reference of every fast path.
+        """
+        scores_BHTS = self.scores(q_BHTK, k_BHSK)
+        if mask is not None:
+            scores_BHTS = scores_BHTS + mask
+        weights_BHTS = F.dropout(scores_BHTS.softmax(-1), self.dropout, self.training)
+        return weights_BHTS @ v_BHSK, weights_BHTS
+
     def score_mask(self, q_BHTK: Tensor, pos_S: Tensor, bias: Tensor | None, ctx: Context) -> Tensor | None:
-        """What is added to the scores: the position's bias, and minus infinity where a key is not visible."""
+        """What is added to the scores: the position's bias, and minus infinity where a key is not visible.
+
+        Every query must see a key: `allowed` includes the query's own position, and padding ends a row.
+        """
         key = f"mask/{id(self) if type(self).allowed is not Attention.allowed else self.causal}"
         if key not in ctx.once:
-            visible_TS = self.visible(ctx.positions_T, pos_S)
-            if visible_TS is None:
+            visible = self.visible(ctx.positions_T, pos_S)
+            if ctx.valid_BT is not None:
+                valid_B1TS = ctx.valid_BT[:, None, None, :].expand(-1, 1, len(ctx.positions_T), -1)
+                # a query at padding sees itself, so that no row of the softmax is empty
+                valid_B1TS = valid_B1TS | (pos_S[None] == ctx.positions_T[:, None])
+                visible = valid_B1TS if visible is None else valid_B1TS & visible
+            if visible is None:
                 return None if bias is None else bias.to(q_BHTK.dtype)
-            hidden = torch.zeros(visible_TS.shape, dtype=q_BHTK.dtype, device=q_BHTK.device)
-            ctx.once[key] = hidden.masked_fill(~visible_TS, -math.inf)
+            hidden = torch.zeros(visible.shape, dtype=q_BHTK.dtype, device=q_BHTK.device)
+            ctx.once[key] = hidden.masked_fill(~visible, -math.inf)
         return ctx.once[key] if bias is None else bias.to(q_BHTK.dtype) + ctx.once[key]
-
-
-def explicit(
-    q_BHTK: Tensor,
-    k_BHSK: Tensor,
-    v_BHSK: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    dropout: float,
-    pos_S: Tensor,
-    ctx: Context,
-) -> Tensor:
-    """Attention as it is written: scores, mask, softmax, weighted sum. The reference of every fast path."""
-    scores_BHTS = (q_BHTK * scale) @ k_BHSK.transpose(-1, -2)
-    if mask is not None:
-        scores_BHTS = scores_BHTS + mask
-    weights_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout)
-    y_BHTK = weights_BHTS @ v_BHSK
-    extra = ctx.position.value(weights_BHTS, pos_S, ctx)
-    return y_BHTK if extra is None else y_BHTK + extra

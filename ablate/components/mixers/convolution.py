@@ -31,6 +31,7 @@ class Convolution(Mixer):
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         T = x_BTD.shape[1]
+        x_BTD = ctx.zero_padding(x_BTD)
         past_BTD = ctx.recall()
         if past_BTD is None:
             padded_BTD = F.pad(x_BTD, (0, 0, self.reach - self.ahead, self.ahead))
