@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate import registry
-from ablate.contracts import Context, Init, Memory, Residual, Site, Stack
+from ablate.contracts import Context, Init, Memory, Norm, Residual, Site, Stack
 from ablate.errors import UserError
 from ablate.spec import SUBLAYER, ArchSpec, Component
 
@@ -54,6 +54,7 @@ class Tower(nn.Module):
 
     def __init__(self, arch: ArchSpec, site: Site, dropout: float):
         super().__init__()
+        self.site = site
         sharing = registry.make("sharing", arch.sharing)
         function_of, residual_of = sharing.functions(site), sharing.residuals(site)
         order = arch.encoder_order if site.tower == "encoder" else arch.decoder_order
@@ -66,7 +67,9 @@ class Tower(nn.Module):
                 made = [registry.make(SUBLAYER, part, here) for part in parts_of(arch, order, here)]
                 self.functions[str(layer)] = nn.ModuleList(made)
             if residual_of[layer] == layer:
-                joins = [registry.make("residual", arch.residual, here) for _ in order]
+                joins: list[Residual] = [registry.make("residual", arch.residual, here) for _ in order]
+                for later in joins[1:]:
+                    later.follow(joins[0])
                 self.residuals[str(layer)] = nn.ModuleList(joins)
         self.stack: Stack = registry.make("stack", arch.stack, site)
         first: Residual = self.residuals["0"][0]  # type: ignore[index, assignment]
@@ -75,8 +78,12 @@ class Tower(nn.Module):
             Layer(self.functions[str(f)], self.residuals[str(r)], dropout)  # type: ignore[arg-type]
             for f, r in zip(function_of, residual_of, strict=True)
         ]
+        norms = [module for module in self.modules() if isinstance(module, Norm)]
+        self.admitting = [norm for norm in norms if type(norm).admit is not Norm.admit]
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        for norm in self.admitting:
+            norm.admit(ctx)
         x_BTD = self.stack(x_BTD, self.layers, ctx)
         return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
 
@@ -87,7 +94,7 @@ class Tower(nn.Module):
             ctx.trace = []
         x_BSD = self(x_BTD, ctx)
         trace = ctx.trace or []
-        return Memory(x_BSD, ctx.valid_BT, lambda layer: self.stack.memory(x_BSD, trace, self.final_norm, layer))
+        return Memory(x_BSD, ctx.valid_BT, self.stack.memory(x_BSD, trace, self.final_norm))
 
 
 def parts_of(arch: ArchSpec, order: str, site: Site) -> list[Component]:
@@ -165,8 +172,15 @@ def build_model(
         torch.default_generator.manual_seed(_seed_of(seed, name))
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-        init(module)
+        initialise(module, init)
     return model
+
+
+def initialise(module: nn.Module, init: Init) -> None:
+    """What the init makes of one module whose children it has seen."""
+    init(module)
+    if isinstance(module, Tower):
+        init.tower(module, module.site)
 
 
 def build_on_meta(
@@ -178,8 +192,13 @@ def build_on_meta(
     image: tuple[int, int, int] | None = None,
 ) -> Any:
     """The model without values: for counting and for probing."""
+    shape = Shape(vocab, max_len, classes, image)
     with torch.device("meta"):
-        return _make(arch, Shape(vocab, max_len, classes, image), 0.0, causal)
+        init: Init = registry.make("init", arch.init, site_of(arch, shape, causal))
+        model = _make(arch, shape, 0.0, causal)
+        for module in reversed(list(model.modules())):
+            initialise(module, init)  # it may refuse the architecture
+    return model
 
 
 def _make(arch: ArchSpec, shape: Shape, dropout: float, causal: bool) -> nn.Module:
@@ -210,7 +229,10 @@ def refuse_misfits(arch: ArchSpec, causal: bool) -> None:
         sees_ahead = not entry.causal and not part.get("train_stats_leak")
         spared = arch.encoder and (entry.slot == "stack" or (slots == SUBLAYER and part not in ahead))
         if causal and sees_ahead and not spared:
-            raise UserError(f"{entry.slot} {entry.name!r} sees the future and cannot be used in a causal model")
+            leak = "; with train_stats_leak: true it can, and the record says so"
+            allowed = leak if "train_stats_leak" in entry.defaults else ""
+            problem = f"{entry.slot} {entry.name!r} sees the future and cannot be used in a causal model"
+            raise UserError(problem + allowed)
         if entry.form == "pair" and not arch.encoder:
             raise UserError(f"{entry.slot} {entry.name!r} is for an encoder-decoder: set arch.encoder to true")
 

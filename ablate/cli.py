@@ -99,10 +99,11 @@ def _component_commands(sub: Any) -> None:
     show = _command(
         sub, "show", "one architecture: slots, parameters, FLOPs, difference from its baseline", commands.show
     )
-    show.add_argument("name", metavar="NAME", help="a preset, a variant, or a composition as llama+alibi")
+    show.add_argument("name", metavar="NAME", help="a preset, a variant, or a composition as llama2+alibi")
     show.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help="change a size"
     )
+    show.add_argument("--svg", metavar="FILE", help="draw its layers into FILE, differences coloured")
     _json(show)
 
     check = _command(sub, "check", "contract checks of components, plugins included", commands.check)

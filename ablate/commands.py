@@ -167,10 +167,12 @@ def list_components(options: Namespace) -> int:
 
 
 def show(options: Namespace) -> int:
-    """Print one architecture."""
-    from ablate.show import describe, print_description
+    """Print one architecture, and draw it where that is asked for."""
+    from ablate.show import describe, drawing, print_description
 
     description = describe(options.name, options.overrides)
+    if options.svg:
+        Path(options.svg).write_text(drawing(description), encoding="utf-8")
     if options.json:
         _print_json(description)
     else:

@@ -1,132 +1,25 @@
-"""The ten slots: what a component is told, what one forward pass carries, and what each slot must compute.
-
-Dimension letters, here and everywhere: B batch, T query time, S key time, D d_model, H heads, K head
-dimension, F d_ff, V vocabulary, E experts, L layers, N trials or points. Tensors carry them in their names
-(`q_BHTK`). Time runs along T and S from early to late.
-"""
+"""The ten slots, and whole models: what each must compute. `context.py` has what they are told, and the letters of
+dimensions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate import registry
+from ablate.context import Cache, Context, Linear, Memory, Role, Site, Tower
 from ablate.errors import UserError
-from ablate.spec import Component
+
+__all__ = [
+    "Cache", "Channel", "ClassHead", "Context", "Embedding", "Head", "Init", "Layer", "Linear", "Loss", "Memory",
+    "Mixer", "Model", "Norm", "Position", "Residual", "Role", "Sharing", "Site", "Slot", "Stack",
+    "Tower",
+]  # fmt: skip
 
 Loss = tuple[Tensor, Tensor, dict[str, Tensor]]  # to be minimised, plain nll, auxiliary losses
-Role = Literal["inner", "score", "write", "logits"]
-Tower = Literal["only", "encoder", "decoder"]
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a component is built. Nothing of this is repeated in a grid as an option."""
-
-    d_model: int
-    n_heads: int
-    d_head: int
-    d_ff: int
-    vocab: int
-    max_len: int
-    n_layers: int  # of this tower
-    sublayers: int  # residual branches in the whole model
-    layer: int = 0
-    causal: bool = True  # from the task, not from the architecture
-    bias: bool = True
-    norm: Component = field(default_factory=lambda: Component("layernorm"))
-    tower: Tower = "only"  # which tower of an encoder-decoder this is; `only` where there is one
-    encoder_layers: int = 0  # of an encoder-decoder; 0 where there is one tower
-    decoder_layers: int = 0
-    classes: int = 0  # of a classifier
-    image: tuple[int, int, int] | None = None  # channels, height, width, where the input is an image
-    dropout: float = 0.0  # the training's, for whole models; elsewhere the tower sees to it
-
-    def new_norm(self, d: int | None = None) -> Norm:
-        """A norm of the architecture's kind over `d` features."""
-        return registry.make("norm", self.norm, d or self.d_model)
-
-
-class Linear(nn.Linear):
-    """y = W x + b. `role` tells inits what the matrix is for, so that none goes by parameter names.
-
-    inner: the ordinary case; score: makes queries or keys; write: its output is added to the residual stream;
-    logits: makes the output distribution. `gain` is a constant that the definition folds into the weights
-    (1/sqrt(d_head) of an unscaled attention's queries): inits that know of it multiply their deviation by it.
-    """
-
-    def __init__(self, d_in: int, d_out: int, *, bias: bool, role: Role = "inner", gain: float = 1.0):
-        self.role = role
-        self.gain = gain
-        super().__init__(d_in, d_out, bias=bias)
-
-
-@dataclass
-class Cache:
-    """What step-by-step decoding keeps of the past: `length` tokens, and one state for each call of a mixer."""
-
-    length: int = 0
-    states: dict[int, Any] = field(default_factory=dict)
-    memory: Memory | None = None  # the encoder's, in an encoder-decoder
-
-
-@dataclass
-class Memory:
-    """What an encoder leaves for a decoder: its output, which of its positions are no padding (None: all), and
-    what the decoder's layer `l` reads, `at(l)`: the output, unless the encoder's stack says otherwise."""
-
-    x_BSD: Tensor
-    valid_BS: Tensor | None
-    at: Callable[[int], Tensor]
-
-
-@dataclass
-class Context:
-    """What one forward pass carries beside x.
-
-    `layer` counts the layers run so far and `call` the sublayers; under weight sharing they differ from the
-    layer a module was built for. A mixer reads its past with `recall()` and leaves its new state with
-    `remember()`; without a cache both do nothing.
-
-    `valid_BT` is False at padding, None where there is none. Padding stands at the end of a row. A mixer must not
-    let it reach other positions; one that cannot prevent it raises `UserError` saying so (`refuse_padding`).
-    What a mixer gives at padding itself does not matter.
-    """
-
-    position: Position
-    positions_T: Tensor
-    cache: Cache | None = None
-    layer: int = 0
-    call: int = 0
-    aux: dict[str, Tensor] = field(default_factory=dict)
-    once: dict[str, Tensor] = field(default_factory=dict)  # computed in one layer, reused in the others
-    valid_BT: Tensor | None = None
-    memory: Memory | None = None  # in the decoder of an encoder-decoder
-    trace: list[Tensor] | None = None  # the stream on entering the first layer and after each, where asked for
-
-    def recall(self) -> Any:
-        return None if self.cache is None else self.cache.states.get(self.call)
-
-    def remember(self, state: Any) -> None:
-        if self.cache is not None:
-            self.cache.states[self.call] = state
-
-    def zero_padding(self, x_BTD: Tensor) -> Tensor:
-        """x with zeros at padding."""
-        return x_BTD if self.valid_BT is None else x_BTD * self.valid_BT[..., None].to(x_BTD.dtype)
-
-    def refuse_padding(self, who: str) -> None:
-        """Raise `UserError` where there is padding."""
-        if self.valid_BT is not None:
-            raise UserError(f"{who} mixes padding into every position: pack sequences to one length")
-
-    def add_aux(self, name: str, loss: Tensor) -> None:
-        """An auxiliary loss (load balance, ponder cost), summed over layers and added to the objective."""
-        self.aux[name] = self.aux[name] + loss if name in self.aux else loss
 
 
 class Slot(nn.Module):
@@ -134,15 +27,25 @@ class Slot(nn.Module):
 
     component: ClassVar[str] = ""  # "slot/name", set by the registry
     couples_rows: ClassVar[bool] = False  # in training, a row's output depends on the others of its batch
+    beside: ClassVar[dict[str, Any]] = {}  # fields of `arch` that it is checked with, where it refuses the defaults
 
     def unneeded_flops(self, length: int) -> float:
         """Of the forward FLOPs that one pass over `length` tokens executes, those that the definition could do
         without: masked scores, experts that were not chosen."""
         return 0.0
 
+    def uncounted_flops(self, length: int) -> tuple[float, float]:
+        """The forward and the backward FLOPs of one pass over `length` tokens that are no matrix product or
+        convolution, where they count: Fourier transforms, products over a window."""
+        return 0.0, 0.0
+
     def idle_parameters(self) -> int:
         """How many of the parameters a single token does not use: experts that it is not sent to."""
         return 0
+
+    def after_step(self, progress: float) -> None:
+        """Called after every optimizer step, for parameters under a constraint; `progress` is the share of the
+        training's steps that are done. What it needs to know must be in the module's state."""
 
 
 class Embedding(Slot):
@@ -155,6 +58,18 @@ class Embedding(Slot):
         raise NotImplementedError
 
     def rows(self) -> Tensor | None:
+        return None
+
+    def logits(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """What a tied head computes: x rows^T, of the tokens from `start` to `stop`. Embeddings whose table is a
+        product override it, so that the table is never made."""
+        rows_VD = self.rows()
+        assert rows_VD is not None, f"{self.component} cannot be tied"
+        return F.linear(x, rows_VD if start == 0 and stop is None else rows_VD[start:stop])
+
+    def closing(self, site: Site) -> nn.Module | None:
+        """What a tower at `site` applies to the embedded tokens once positions are added: a module of the tower's
+        own, even where two towers share this embedding. None for nothing."""
         return None
 
 
@@ -215,6 +130,10 @@ class Norm(Slot):
     def __init__(self, d: int):
         super().__init__()
 
+    def admit(self, ctx: Context) -> None:
+        """Called before the norm's tower runs. A norm whose statistics are over positions refuses padding here,
+        which `forward` cannot tell from tokens."""
+
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -226,6 +145,9 @@ class Residual(Slot):
 
     def __init__(self, site: Site):
         super().__init__()
+
+    def follow(self, first: Residual) -> None:
+        """Called on the other residuals of a layer with its first: to share what a layer has once."""
 
     def forward(self, x_BTD: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         raise NotImplementedError
@@ -253,13 +175,13 @@ class Stack(Slot):
             ctx.trace.append(x_BTD)
         return x_BTD
 
-    def memory(self, x_BSD: Tensor, trace: Sequence[Tensor], norm: nn.Module | None, layer: int) -> Tensor:
-        """What layer `layer` of a decoder reads of this encoder: by default x_BSD, its output.
+    def memory(self, x_BSD: Tensor, trace: Sequence[Tensor], norm: nn.Module | None) -> Callable[[int], Tensor]:
+        """What each layer of a decoder reads of this encoder, by its index: by default x_BSD, its output.
 
         `trace` holds the stream before the first layer and after each, if the class overrides this method;
-        `norm` is the tower's final norm, or None.
+        `norm` is the tower's final norm, or None. Called once in a pass.
         """
-        return x_BSD
+        return lambda layer: x_BSD
 
 
 class Sharing:
@@ -285,12 +207,16 @@ class Init:
     """
 
     component: ClassVar[str] = ""
+    beside: ClassVar[dict[str, Any]] = {}  # as of a `Slot`
 
     def __init__(self, site: Site):
         self.site = site
 
     def __call__(self, module: nn.Module) -> None:
         raise NotImplementedError
+
+    def tower(self, tower: nn.Module, site: Site) -> None:
+        """Called on every tower, with its site, after all that is in it: for values that depend on the tower."""
 
 
 class Head(Slot):

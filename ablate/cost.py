@@ -106,7 +106,7 @@ def params_by_slot(model: nn.Module) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _flops(model: Any, length: int) -> tuple[int, int, float, int]:
+def _flops(model: Any, length: int) -> tuple[float, float, float, int]:
     """Forward, backward, the forward part that the definition does not need, and bytes kept for backward."""
     with torch.device("meta"):
         inputs = model.example(1, length)
@@ -122,26 +122,33 @@ def _flops(model: Any, length: int) -> tuple[int, int, float, int]:
 
     def watch(mixer: Attention) -> None:
         attend = mixer.attend
-        unneeded = 1.0 - mixer.density(length)
+        needed = mixer.density(length)
 
         def counted(*args: Any) -> Tensor:
             nonlocal spared
             before = counter.get_total_flops()
             y = attend(*args)
-            spared += unneeded * (counter.get_total_flops() - before)
+            spared += (1.0 - needed / mixer.executed(length, args[3])) * (counter.get_total_flops() - before)
             return y
 
         mixer.attend = counted  # type: ignore[method-assign, assignment]
         restores.append(mixer)
 
+    extra = [0.0, 0.0]
+
     def spare(module: Slot, inputs: Any, output: Any) -> None:
         nonlocal spared
         spared += module.unneeded_flops(inputs[0].shape[1])
+        for i, flops in enumerate(module.uncounted_flops(inputs[0].shape[1])):
+            extra[i] += flops
 
     for module in model.modules():
         if isinstance(module, Attention):
             watch(module)
-        if isinstance(module, Slot) and type(module).unneeded_flops is not Slot.unneeded_flops:
+        if isinstance(module, Slot) and (
+            type(module).unneeded_flops is not Slot.unneeded_flops
+            or type(module).uncounted_flops is not Slot.uncounted_flops
+        ):
             module.register_forward_hook(spare)
     weights = {id(parameter.untyped_storage()) for parameter in model.parameters()}
     with counter:
@@ -153,7 +160,8 @@ def _flops(model: Any, length: int) -> tuple[int, int, float, int]:
         total = counter.get_total_flops()
     for mixer in restores:
         del mixer.attend
-    return forward, total - forward, spared, sum(n for key, n in kept.items() if key not in weights)
+    bytes_kept = sum(n for key, n in kept.items() if key not in weights)
+    return forward + extra[0], total - forward + extra[1], spared, bytes_kept
 
 
 def _cache_bytes(model: Any, length: int) -> tuple[int, int]:
@@ -218,6 +226,6 @@ def source_hash() -> str:
     files = sorted((registry.PACKAGE / "components").rglob("*.py"))
     files += [
         registry.PACKAGE / name
-        for name in ("build.py", "contracts.py", "cost.py", "models.py", "probe.py", "spec.py")
+        for name in ("arch.py", "build.py", "context.py", "contracts.py", "cost.py", "models.py", "probe.py")
     ]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]

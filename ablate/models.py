@@ -30,6 +30,7 @@ class Reader(nn.Module):
         self.borrowed = [] if embedding is None else [embedding]  # in a list, so that its parameters stay one's own
         if embedding is None:
             self.embedding: Embedding = registry.make("embedding", arch.embedding, site)
+        self.closing = (embedding or self.embedding).closing(site)
         self.position: Position = registry.make("position", arch.position, site)
         self.tower = Tower(arch, site, dropout)
 
@@ -43,7 +44,13 @@ class Reader(nn.Module):
 
     def embed(self, inputs: Tensor, ctx: Context) -> Tensor:
         embedding = self.borrowed[0] if self.borrowed else self.embedding
-        x_BTD = self.position.embed(embedding(inputs), ctx)
+        return self.placed(embedding(inputs), ctx)
+
+    def placed(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        """Embedded tokens, with their positions."""
+        x_BTD = self.position.embed(x_BTD, ctx)
+        if self.closing is not None:
+            x_BTD = self.closing(x_BTD)
         return F.dropout(x_BTD, self.dropout, self.training)
 
 
@@ -172,8 +179,7 @@ class Classifier(Reader):
         embedded = self.embedding(inputs)
         ctx = self.context(embedded, valid_BT=valid_BT)
         ctx.trace = trace
-        x_BTD = F.dropout(self.position.embed(embedded, ctx), self.dropout, self.training)
-        return self.tower(x_BTD, ctx), ctx
+        return self.tower(self.placed(embedded, ctx), ctx), ctx
 
     def log_probs(self, inputs: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         """(B, C)"""

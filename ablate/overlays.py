@@ -23,7 +23,7 @@ class Overlay:
     paper: str
     settings: Mapping[str, Any]
     preset: bool = False
-    at: Mapping[str, int] | None = None
+    at: Mapping[str, Any] | None = None
 
 
 @lru_cache(maxsize=1)

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 
 from ablate import registry
+from ablate.arch import ArchSpec, registry_slot
+from ablate.build import form_of
 from ablate.cost import Cost, CostBook
 from ablate.data.corpora import resolve
 from ablate.draft import Draft
 from ablate.errors import SpecError, UserError
 from ablate.grid import Budget, Choice, Grid, Variant
 from ablate.match import TARGETS, Candidate, Matcher, Unmatched
-from ablate.spec import ArchSpec, DataSpec, Resources, TrainSpec, TrialSpec, registry_slot
+from ablate.spec import DataSpec, Resources, TrainSpec, TrialSpec
 from ablate.tasks.base import Task
 
 
@@ -130,6 +132,11 @@ class _Planner:
             if baseline is None:
                 cost = self.cost(spec, variant)
                 baseline = spec, cost
+                if not cost.params_total:
+                    raise variant.origin.error(
+                        f"variant {variant.name!r} has no parameters, and sizes are compared with those of the "
+                        "baseline: let another variant be the first"
+                    )
             else:
                 spec, cost, solved = self.matched(draft, spec, variant, size, axes, baseline[1])
             differs = differences(baseline[0], asked)
@@ -174,6 +181,10 @@ class _Planner:
                 task.held_out(split, 1)
         except UserError as error:
             raise draft.error(SpecError(("data", "seq_len"), str(error))) from None
+        if (form := form_of(spec.arch)) not in task.forms:
+            field = {"pair": "encoder", "image": "embedding"}.get(form, "model" if spec.arch.model else "head")
+            problem = f"task {spec.data.task.name!r} trains models of form {' or '.join(task.forms)}, not {form}"
+            raise draft.error(SpecError(("arch", field), problem + ("; set it to false" if form == "pair" else "")))
         self._check_recipe(spec.train, draft)
         if spec.train.precision == "auto":
             spec = replace(spec, train=replace(spec.train, precision=default_precision(spec)))
@@ -256,6 +267,8 @@ class _Planner:
         """The specification with the budget's tokens. Variants share the baseline's, except at equal FLOPs."""
         if budget.kind == "base":
             return spec
+        if budget.kind == "flops" and not cost.flops_train:
+            raise budget.origin.error("flops: there are none in a model fitted by counting: give a budget of tokens")
         tokens = {
             "tokens": budget.value,
             "tokens_per_param": budget.value * baseline.params_total,
@@ -289,8 +302,12 @@ def differences(baseline: TrialSpec, variant: TrialSpec) -> tuple[str, ...]:
         one, two = getattr(baseline.arch, field.name), getattr(variant.arch, field.name)
         if one == two:
             continue
-        if field.name in ("order", "depth"):
+        if field.name in ("order", "depth", "encoder_order", "encoder_depth"):
             found.add("pattern")
+        elif field.name == "share_embeddings":
+            found.add("head")  # which of the tables are one: with the head's `tied`, a single question
+        elif field.name == "swap":
+            found.update(registry_slot(swap.by) for swap in (one, two) if swap is not None)
         elif field.name == "sublayers":
             letters = dict(one), dict(two)
             for letter in letters[0].keys() & letters[1].keys():

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from ablate.build import build_on_meta, form_of
+from ablate.contracts import Norm, Position
 from ablate.cost import count
+from ablate.diagram import draw
 from ablate.draft import Draft, Origin
 from ablate.errors import UserError, unknown
 from ablate.overlays import Overlay, compose
 from ablate.plan import differences
 from ablate.probe import probe
-from ablate.spec import ArchSpec, to_tree
+from ablate.registry import find, load
+from ablate.spec import ArchSpec, parse, to_tree
 from ablate.yamlfile import Document, parse_scalar
 
 VOCAB = 256  # of a composition that starts from no preset: bytes
@@ -26,11 +33,14 @@ def describe(name: str, overrides: list[str]) -> dict[str, Any]:
     parts = compose(name)
     preset = parts[0] if parts and parts[0].preset else None
     vocab, settings = _settings(overrides, preset)
-    baseline, variant = _draft(name, parts[:1] if preset else [], settings), _draft(name, parts, settings)
+    baseline, variant = draft_of(name, parts[:1] if preset else [], settings), draft_of(name, parts, settings)
     arch: ArchSpec = variant.section("arch")
     seq_len = variant.section("data").seq_len
-    probe(arch, vocab, seq_len)
-    cost = count(arch, vocab, seq_len)
+    shape = _shape(arch, preset)
+    causal = form_of(arch) in ("tokens", "pair") and not (preset and preset.at and preset.at.get("encoder_only"))
+    probe(arch, vocab, seq_len, causal, **shape)
+    cost = count(arch, vocab, seq_len, causal, **shape)
+    model = build_on_meta(arch, vocab, seq_len, causal, **shape)
     return {
         "name": name,
         "paper": "; ".join(dict.fromkeys(part.paper for part in parts)),
@@ -38,6 +48,7 @@ def describe(name: str, overrides: list[str]) -> dict[str, Any]:
         "params_non_embedding": cost.params_non_embedding,
         "params_active": cost.params_active,
         "params_by_slot": cost.params_by_slot,
+        "params_matrices": matrices(model),
         "flops_per_token": cost.flops_forward,
         "flops_per_token_backward": cost.flops_backward,
         "flops_per_token_algorithmic": cost.flops_algorithmic,
@@ -51,9 +62,40 @@ def describe(name: str, overrides: list[str]) -> dict[str, Any]:
     }
 
 
+def matrices(model: nn.Module) -> int:
+    """Parameters of matrices alone: without norms, biases and other vectors, and without tables of positions.
+
+    The number that formulas in papers give.
+    """
+    seen: dict[int, int] = {}
+    left_out = {id(p) for each in model.modules() if isinstance(each, Position | Norm) for p in each.parameters()}
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and id(parameter) not in left_out:
+            seen[id(parameter)] = parameter.numel()
+    return sum(seen.values())
+
+
+def _shape(arch: ArchSpec, preset: Overlay | None) -> dict[str, Any]:
+    """Classes and image, where the model has them: the paper's, else ten classes of small images."""
+    at: Mapping[str, Any] = (preset.at if preset else None) or {}
+    form = form_of(arch)
+    shape: dict[str, Any] = {"classes": at.get("classes", 10)} if form in ("classify", "image", "denoise") else {}
+    if form in ("image", "denoise"):
+        shape["image"] = tuple(at.get("image", (1, 28, 28)))
+    return shape
+
+
+def drawing(tree: dict[str, Any]) -> str:
+    """The SVG of what `describe` describes."""
+    arch: ArchSpec = parse(ArchSpec, tree["arch"])
+    final = load(find("residual", arch.residual.name)).needs_final_norm  # type: ignore[attr-defined]
+    facts = {**tree["arch"], "decoder_order": arch.decoder_order, "final_norm": final and arch.norm.name != "none"}
+    return draw(tree["name"], facts, tree["differs_in"])
+
+
 def _settings(overrides: list[str], preset: Overlay | None) -> tuple[int, dict[str, Any]]:
     """Vocabulary and dotted settings: the paper's, then the user's. A bare name means a field of `arch`."""
-    at = dict(preset.at) if preset and preset.at else {"vocab": VOCAB}
+    at: dict[str, Any] = dict(preset.at) if preset and preset.at else {"vocab": VOCAB}
     settings: dict[str, Any] = {"data.seq_len": at["seq_len"]} if "seq_len" in at else {}
     vocab = at["vocab"]
     for override in overrides:
@@ -75,7 +117,8 @@ def _settings(overrides: list[str], preset: Overlay | None) -> tuple[int, dict[s
     return vocab, settings
 
 
-def _draft(name: str, parts: list[Overlay], settings: dict[str, Any]) -> Draft:
+def draft_of(name: str, parts: list[Overlay], settings: dict[str, Any]) -> Draft:
+    """The settings of overlays laid over each other, then those given by path."""
     document = Document(Path(name), "", {}, {}, {(path,) for path in settings})
     origin = Origin(document, ())
     draft = Draft()
@@ -92,6 +135,9 @@ def print_description(tree: dict[str, Any]) -> None:
     by_slot = ", ".join(f"{slot} {number:,}" for slot, number in tree["params_by_slot"].items())
     print(f"  parameters         {tree['params_total']:,}  ({by_slot})")
     print(f"    non-embedding    {tree['params_non_embedding']:,}")
+    if tree["params_active"] != tree["params_total"]:
+        print(f"    used by a token  {tree['params_active']:,}")
+    print(f"    matrices alone   {tree['params_matrices']:,}  (as papers count: no norms, biases, positions)")
     print(f"  FLOPs per token    {tree['flops_per_token']:,.0f} forward as executed")
     print(f"    algorithmic      {tree['flops_per_token_algorithmic']:,.0f} forward, masked scores not counted")
     print(f"    backward         {tree['flops_per_token_backward']:,.0f}")

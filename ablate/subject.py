@@ -48,6 +48,7 @@ class Subject:
             tree["encoder"] = True
         if self.entry.form == "image" and self.entry.slot == "embedding":
             tree["head"] = "classify"
+        tree |= getattr(registry.load(self.entry), "beside", {})
         if self.entry.slot not in SUBLAYER:
             arch: ArchSpec = parse(ArchSpec, tree)
             changed: dict[str, Any] = {self.entry.slot: self.component}
@@ -76,9 +77,11 @@ class Subject:
         }
         return told.get(self.form, {})
 
-    def model(self, dtype: torch.dtype = torch.float64, jitter: bool = True, causal: bool | None = None) -> Any:
+    def model(
+        self, dtype: torch.dtype = torch.float64, jitter: bool = True, causal: bool | None = None, seed: int = 0
+    ) -> Any:
         """The model in evaluation mode. Jitter moves every parameter away from special values such as zero."""
-        model = self.build(causal=causal).to(dtype).eval()
+        model = self.build(seed=seed, causal=causal).to(dtype).eval()
         if jitter:
             generator = torch.Generator().manual_seed(1)
             with torch.no_grad():
@@ -110,7 +113,8 @@ class Subject:
 
     def outputs(self, model: Any, *inputs: Tensor, **how: Any) -> Tensor:
         """What the model makes of its inputs: log-probabilities, or an image. Dropout is the same each time."""
-        torch.manual_seed(0)
+        if model.training:
+            torch.manual_seed(0)
         inputs = inputs or self.inputs(model)
         return model(*inputs) if self.form == "denoise" else model.log_probs(*inputs, **how)
 

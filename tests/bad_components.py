@@ -14,7 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ablate import Attention, Channel, Context, Init, Linear, Mixer, Norm, Position, Residual, Site, Stack, register
+from ablate import (
+    Attention,
+    Channel,
+    Context,
+    Init,
+    Linear,
+    Mixer,
+    Model,
+    Norm,
+    Position,
+    Residual,
+    Site,
+    Stack,
+    register,
+)
 from ablate.components.embeddings import Table
 from ablate.components.heads import SoftmaxHead
 from ablate.contracts import Layer
@@ -296,6 +310,69 @@ class HiddenState(Pointwise):
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         return super().forward(x_BTD, ctx) + self.secret_D.to(x_BTD.device, x_BTD.dtype)
+
+
+@register("channel", "counts_steps", paper="none")
+class CountsSteps(Pointwise):
+    """Grows with every training step, by a number that no checkpoint has."""
+
+    steps = 0
+
+    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        self.steps += self.training and torch.is_grad_enabled() and not x_BTD.is_meta
+        return super().forward(x_BTD, ctx) * (1 + 0.01 * self.steps * self.training)
+
+
+@register("channel", "couples_nothing", paper="none")
+class CouplesNothing(Pointwise):
+    """Declared to couple the rows of a batch, which it does not."""
+
+    couples_rows = True
+
+
+@register("mixer", "reads_padding", paper="none")
+class ReadsPadding(RunningMean):
+    """The mean of everything, padding too, where both sides are seen."""
+
+    def __init__(self, site: Site):
+        super().__init__(site)
+        self.causal = site.causal
+
+    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        return super().forward(x_BTD, ctx) if self.causal else self.map(x_BTD.mean(1, keepdim=True)) + 0 * x_BTD
+
+
+class Bigrams(Model):
+    """Subclasses of this are broken: the next token's logits from the last token alone."""
+
+    def __init__(self, site: Site):
+        super().__init__(site)
+        self.table = nn.Parameter(torch.empty(site.vocab, site.vocab))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.table, std=0.02)
+
+    def log_probs(self, tokens_BT: Tensor, cache: Any = None) -> Tensor:
+        return nn.functional.embedding(tokens_BT, self.table).log_softmax(-1)
+
+    def nll(self, *batch: Tensor) -> Tensor:
+        return -self.log_probs(batch[0]).gather(-1, batch[1][..., None])[..., 0]
+
+
+@register("model", "reads_anything", paper="none")
+class ReadsAnything(Bigrams):
+    """Has no longest sequence."""
+
+
+@register("model", "counts_nothing", paper="none")
+class CountsNothing(Bigrams):
+    """Is fitted, and stays as it was."""
+
+    fitted = True
+
+    def fit(self, tokens: Tensor) -> None:
+        pass
 
 
 # --- bfloat16, learning

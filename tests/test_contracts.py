@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from ablate.build import build_model
+from ablate.build import build_model, refuse_misfits
 from ablate.check import Subject, checks_for, subjects
+from ablate.errors import UserError
 from ablate.overlays import Overlay, ladders, overlays
 from ablate.registry import KINDS, SLOTS, catalogue
-from ablate.show import describe
+from ablate.show import describe, drawing
 from ablate.spec import ArchSpec, TrainSpec, parse, to_tree
 
 CASES = [(subject, check) for subject in subjects() for check in checks_for(subject)]
 SIZES = {"arch.d_model": 16, "arch.n_heads": 2, "arch.d_head": 8, "arch.d_ff": 24, "arch.depth": 2}
-SMALL = [*(f"{path}={value}" for path, value in SIZES.items()), "seq_len=8", "vocab=11"]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def arch_of(*settings: Mapping[str, Any]) -> ArchSpec:
         if section != "arch":
             continue
         if not inner:
-            tree[field] = value
+            tree[field] = {**tree.get(field, {}), **value} if field == "sublayers" else value
         elif field == "sublayers":
             tree[field] = {**tree.get(field, {}), inner[0]: value}
         else:
@@ -60,20 +60,54 @@ def arch_of(*settings: Mapping[str, Any]) -> ArchSpec:
     return parse(ArchSpec, tree)
 
 
+def small(overlay: Overlay) -> dict[str, Any]:
+    """Sizes for a small model of an overlay: what it sets itself stays, and it gets an encoder if it needs one."""
+    sizes = {path: size for path, size in SIZES.items() if path == "arch.d_model" or path not in overlay.settings}
+    if overlay.settings.get("arch.swap", {}).get("every"):
+        sizes["arch.depth"] = overlay.settings["arch.swap"]["every"]
+    if overlay.settings.get("arch.stack", {}) and overlay.name != "universal_transformer":
+        sizes["arch.depth"] = max(sizes.get("arch.depth", 0), 3)  # as many layers as a funnel has blocks
+    if ("swap" in str(overlay.settings) and overlay.settings["arch.swap"].get("tower")) or needs_encoder(overlay):
+        sizes["arch.encoder"] = True
+    return {**sizes, **FEWER.get(overlay.name, {})}
+
+
+# what is made for the paper's sizes only, at sizes for a test
+FEWER: dict[str, dict[str, Any]] = {}
+
+
+def needs_encoder(overlay: Overlay) -> bool:
+    """Whether a part is for an encoder-decoder, or for its encoder alone."""
+    try:
+        refuse_misfits(arch_of(overlay.settings), causal=True)
+    except UserError as error:
+        return not overlay.preset and ("encoder-decoder" in str(error) or "sees the future" in str(error))
+    return False
+
+
+def settings_of(sizes: Mapping[str, Any]) -> list[str]:
+    texts = {True: "true", False: "false"}
+    return [f"{path}={texts.get(size, size) if isinstance(size, bool) else size}" for path, size in sizes.items()]
+
+
 @pytest.mark.parametrize("overlay", overlays().values(), ids=lambda overlay: overlay.name)
 def test_overlay(overlay: Overlay) -> None:
     """It parses, it is what it says, its parts all have an effect (`describe` probes), and a model of it computes."""
-    described = describe(overlay.name, SMALL)
-    assert described["arch"] == to_tree(arch_of(overlay.settings, SIZES))
+    sizes = small(overlay)
+    described = describe(overlay.name, [*settings_of(sizes), "seq_len=8", "vocab=11"])
+    arch = arch_of(overlay.settings, sizes)
+    assert described["arch"] == to_tree(arch)
     assert described["paper"] == overlay.paper and overlay.paper
     assert (overlay.at is not None) == overlay.preset
     train = {path.split(".")[1]: value for path, value in overlay.settings.items() if path.startswith("train.")}
     assert to_tree(parse(TrainSpec, train)) != to_tree(TrainSpec()) or not train
     assert {path.split(".")[0] for path in overlay.settings} <= {"arch", "train"}
-    model = build_model(parse(ArchSpec, described["arch"]), 11, 8).eval()
+    model = build_model(arch, 11, 8).eval()
     assert sum(parameter.numel() for parameter in model.parameters()) == described["params_total"]
+    assert "<svg" in drawing(described)
+    tokens = torch.arange(8)[None]
     with torch.no_grad():
-        log_probs = model.log_probs(torch.arange(8)[None])
+        log_probs = model.log_probs(*[tokens] * (2 if arch.encoder else 1))
     assert log_probs.shape == (1, 8, 11) and log_probs.isfinite().all()
 
 
@@ -83,16 +117,22 @@ def test_overlay(overlay: Overlay) -> None:
 def test_variants_of_a_preset(variant: Overlay) -> None:
     """A variant changes in a preset what it sets, and nothing else."""
     preset = overlays()["vaswani2017"]  # its position has an effect whatever the sublayers
-    described = describe(f"vaswani2017+{variant.name}", SMALL)
-    assert described["arch"] == to_tree(arch_of(preset.settings, variant.settings, SIZES))
-    assert described["paper"] == f"{preset.paper}; {variant.paper}"
+    arch = arch_of(preset.settings, variant.settings)
+    before = to_tree(arch_of(preset.settings))
+    assert arch.encoder
+    for field, value in to_tree(arch).items():
+        follows = {"encoder_depth": "depth", "encoder_order": "order", "d_ff": "d_model", "d_head": "d_model"}
+        touched = {path.split(".")[1] for path in variant.settings if path.startswith("arch")}
+        if field not in touched and follows.get(field) not in touched and "order" not in touched:
+            assert value == before[field] or field in ("sublayers", "d_head"), field
 
 
 @pytest.mark.parametrize("preset", [each for each in overlays().values() if each.preset], ids=lambda each: each.name)
 def test_a_preset_at_its_paper_s_size(preset: Overlay) -> None:
     described = describe(preset.name, [])
     assert described["arch"] == to_tree(arch_of(preset.settings))
-    assert preset.at == {"vocab": described["vocab"], "seq_len": described["seq_len"]}
+    assert preset.at is not None
+    assert (preset.at["vocab"], preset.at["seq_len"]) == (described["vocab"], described["seq_len"])
     assert described["differs_in"] == []
 
 

@@ -259,7 +259,7 @@ OVERRIDES: dict[str, Callable[[TrialSpec, TrialSpec], bool]] = {
     "arch.sublayers.f=glu": lambda a, b: dict(a.arch.sublayers)["f"].name == "glu",
     "train.weight_decay=1e-3": lambda a, b: a.train.weight_decay == 0.001,
     "train.lr=0.5": lambda a, b: a.train.lr == 0.2,  # the base's: the size still lies over it
-    "base.preset=llama": lambda a, b: a.arch.norm.name == "rmsnorm" and a.arch.d_model == 16,
+    "base.preset=llama2": lambda a, b: a.arch.norm.name == "rmsnorm" and a.arch.d_model == 16,
     "axes.train.dropout=[0.1]": lambda a, b: (a.train.dropout, b.train.dropout) == (0.1, 0.4),
     "sizes={s: {train.lr: 0.7}}": lambda a, b: a.train.lr == 0.7,
     "variants.b=alibi": lambda a, b: b.arch.position.name == "alibi" and b.train.dropout == 0.3,

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 from own_plugins import own_plugins
 
-from ablate.check import VOCAB, Subject, T
 from ablate.cost import count
-from ablate.registry import SLOTS, add_plugin, catalogue, find
+from ablate.registry import add_plugin, catalogue, find
 from ablate.spec import (
     FORMAT,
     ArchSpec,
@@ -31,6 +30,7 @@ from ablate.spec import (
     parse,
     to_tree,
 )
+from ablate.subject import MODELS, VOCAB, Subject, T
 
 GOLDEN = Path(__file__).parent / "golden"
 COMPONENTS, FIELDS, TRIALS = (GOLDEN / f"{name}.json" for name in ("components", "fields", "trial_ids"))
@@ -88,9 +88,11 @@ def component_facts() -> dict[str, dict[str, Any]]:
     """What each component of the package is, and what it costs in the small architecture of the checks."""
     facts = {}
     for entry in catalogue():
-        fact: dict[str, Any] = {"version": entry.version, "causal": entry.causal, "defaults": entry.defaults}
-        if entry.slot in SLOTS:
-            cost = count(Subject(entry, Component(entry.name)).arch, VOCAB, T, entry.causal)
+        fact: dict[str, Any] = {"version": entry.version, "causal": entry.causal, "form": entry.form}
+        fact["defaults"] = entry.defaults
+        if entry.slot in MODELS:
+            subject = Subject(entry, Component(entry.name))
+            cost = count(subject.arch, VOCAB, T, entry.causal, **subject.shape)
             fact |= {"params_total": cost.params_total, "flops_forward": cost.flops_forward}
         facts[f"{entry.slot}/{entry.name}"] = fact
     return facts

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
 
-from ablate.build import TokenModel, build_model, build_on_meta  # noqa: E402
+from ablate.build import build_model, build_on_meta  # noqa: E402
 from ablate.contracts import Cache  # noqa: E402
+from ablate.models import TokenModel  # noqa: E402
 from ablate.overlays import overlays  # noqa: E402
 from ablate.spec import ArchSpec, parse  # noqa: E402
 
@@ -110,7 +111,7 @@ def gpt2() -> tuple[TokenModel, nn.Module, Mapped]:
 
 
 def llama() -> tuple[TokenModel, nn.Module, Mapped]:
-    ours = our_model(preset("llama", d_model=24, n_heads=3, d_ff=40, depth=3))
+    ours = our_model(preset("llama2", d_model=24, n_heads=3, d_ff=40, depth=3))
     config = transformers.LlamaConfig(
         vocab_size=VOCAB,
         max_position_embeddings=LENGTH,
@@ -196,7 +197,7 @@ def test_decoding(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "published"),
-    [("gpt2", 124_439_808), ("llama", 6_738_415_616)],  # as the released models are counted
+    [("gpt2", 124_439_808), ("llama2", 6_738_415_616)],  # as the released models are counted
 )
 def test_parameters_at_full_size(name: str, published: int) -> None:
     at = overlays()[name].at
@@ -206,6 +207,6 @@ def test_parameters_at_full_size(name: str, published: int) -> None:
     with torch.device("meta"):
         theirs = {
             "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config()),
-            "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(max_position_embeddings=4096)),
+            "llama2": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(max_position_embeddings=4096)),
         }[name]()
     assert sum(p.numel() for p in theirs.parameters()) == published

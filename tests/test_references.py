@@ -19,9 +19,10 @@ from reference import EXACT, SITE, TABLE, B, T, array, context, make, near, rand
 from torch import Tensor, nn
 
 from ablate import registry
-from ablate.build import TokenModel, build_model
+from ablate.build import build_model
 from ablate.contracts import Cache, Context, Embedding, Head
 from ablate.errors import UserError
+from ablate.models import TokenModel
 from ablate.spec import ArchSpec, Component, parse
 from ablate.train.optim import decay_groups
 

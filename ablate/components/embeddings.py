@@ -12,7 +12,16 @@ from ablate.registry import register
 
 
 class Table(nn.Embedding):
-    """A plain lookup table; its own type, so that inits can tell it from other parameters."""
+    """A plain lookup table; its own type, so that inits can tell it from other parameters.
+
+    `width` is that of the embedding that its rows are made into, where it is not their own: inits go by it. `gain`
+    is a constant that the definition asks for: inits multiply their deviation by it.
+    """
+
+    def __init__(self, n: int, d: int, *, width: int | None = None, gain: float = 1.0):
+        self.width = d if width is None else width
+        self.gain = gain
+        super().__init__(n, d)
 
 
 @register("embedding", "table", paper="Vaswani et al. 2017, arXiv:1706.03762, section 3.4")

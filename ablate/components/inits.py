@@ -19,9 +19,9 @@ class VaswaniInit(Init):
     def __call__(self, module: nn.Module) -> None:
         if isinstance(module, Linear):
             nn.init.xavier_uniform_(module.weight, gain=module.gain)
-            _zero_bias(module)
+            zero_bias(module)
         elif isinstance(module, Table):
-            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+            nn.init.normal_(module.weight, std=module.gain * module.width**-0.5)
 
 
 @register("init", "t5", paper="Raffel et al. 2020, arXiv:1910.10683, as the authors' mesh code initialises")
@@ -34,9 +34,9 @@ class T5Init(Init):
     def __call__(self, module: nn.Module) -> None:
         if isinstance(module, Linear):
             nn.init.normal_(module.weight, std=module.gain * module.in_features**-0.5)
-            _zero_bias(module)
+            zero_bias(module)
         elif isinstance(module, Table):
-            nn.init.normal_(module.weight, std=1.0)
+            nn.init.normal_(module.weight, std=module.gain)
 
 
 @register("init", "lecun", paper="LeCun, Bottou, Orr and Müller 1998, Efficient BackProp, section 4.6")
@@ -51,9 +51,9 @@ class LeCunInit(Init):
         if isinstance(module, Linear):
             branches = self.site.sublayers if module.role == "write" else 1
             nn.init.normal_(module.weight, std=module.gain / math.sqrt(module.in_features * branches))
-            _zero_bias(module)
+            zero_bias(module)
         elif isinstance(module, Table):
-            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+            nn.init.normal_(module.weight, std=module.gain * module.width**-0.5)
 
 
 @register("init", "gpt2", paper="Radford et al. 2019 (GPT-2), section 2.3, and its released code")
@@ -73,11 +73,12 @@ class GPT2Init(Init):
         if isinstance(module, Linear):
             scale = 1 / math.sqrt(self.site.sublayers) if module.role == "write" else 1.0
             nn.init.normal_(module.weight, std=self.std * scale * module.gain)
-            _zero_bias(module)
+            zero_bias(module)
         elif isinstance(module, Table):
-            nn.init.normal_(module.weight, std=self.std)
+            nn.init.normal_(module.weight, std=self.std * module.gain)
 
 
-def _zero_bias(module: Linear) -> None:
+def zero_bias(module: Linear) -> None:
+    """Where it has one."""
     if module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -49,28 +49,35 @@ class T5Position(Position):
 
     Causal: distances 0..buckets/2-1 have a bucket each, larger ones share buckets spaced logarithmically up to
     max_distance, beyond which all share the last. Where attention sees both sides each sign has half the
-    buckets. Starts from N(0, 1/d_model), as the authors' code does.
+    buckets. `per_layer` gives every layer a table of its own (the "relative attention with bias" of Narang et al.
+    2021; attention sublayers of one layer share it). Starts from N(0, 1/d_model), as the authors' code does.
     """
 
-    def __init__(self, site: Site, *, buckets: int = 32, max_distance: int = 128):
+    def __init__(self, site: Site, *, buckets: int = 32, max_distance: int = 128, per_layer: bool = False):
         super().__init__(site)
         within("position 't5': buckets", buckets, 4)
         within("position 't5': max_distance", max_distance, buckets)
+        self.buckets = buckets
         self.max_distance = max_distance
         self.causal = site.causal
         self.std = site.d_model**-0.5
-        self.table = nn.Parameter(torch.empty(buckets, site.n_heads))
+        self.n_tables = site.n_layers if per_layer else 0
+        tables = (site.n_layers,) if per_layer else ()
+        self.table = nn.Parameter(torch.empty(*tables, buckets, site.n_heads))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.table, std=self.std)
 
     def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, pos_S: Tensor, ctx: Context) -> Tensor:
-        if "t5" not in ctx.once:
+        if "t5/buckets" not in ctx.once:
             relative_TS = pos_S[None] - ctx.positions_T[:, None]
-            bucket_TS = t5_bucket(relative_TS, len(self.table), self.max_distance, self.causal)
-            ctx.once["t5"] = self.table[bucket_TS].permute(2, 0, 1)
-        return ctx.once["t5"]
+            ctx.once["t5/buckets"] = t5_bucket(relative_TS, self.buckets, self.max_distance, self.causal)
+        layer = ctx.layer % self.n_tables if self.n_tables else None
+        if f"t5/{layer}" not in ctx.once:
+            table = self.table if layer is None else self.table[layer]
+            ctx.once[f"t5/{layer}"] = table[ctx.once["t5/buckets"]].permute(2, 0, 1)
+        return ctx.once[f"t5/{layer}"]
 
 
 def t5_bucket(relative: Tensor, buckets: int, max_distance: int, causal: bool) -> Tensor:

@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from ablate.errors import UserError
 from ablate.spec import ArchSpec, DataSpec, TrainSpec
 
 
@@ -20,6 +21,7 @@ class Task:
     """What is learned, from which batches, and how it is measured. Opened on its data before anything else."""
 
     causal: ClassVar[bool]
+    forms: ClassVar[tuple[str, ...]] = ("tokens",)  # of the models that it can train: see `registry.register`
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
 
     def open(self, data: DataSpec, cache: Path) -> None:
@@ -49,6 +51,10 @@ class Task:
 
     def batches(self, batch_tokens: int, seed: int) -> Batches:
         raise NotImplementedError
+
+    def stream(self, at_most: int) -> Tensor:
+        """The training split's first tokens, for a model that counts them."""
+        raise UserError("the task has no stream of tokens to count: a model fitted by counting needs task 'lm'")
 
     def held_out(self, split: str, at_most: int) -> Tensor:
         """A fixed sample of a split, about `at_most` tokens: the same for every trial on this data."""

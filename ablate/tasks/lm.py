@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ablate.build import build_model, form_of
+from ablate.build import build_model
 from ablate.data.batches import TrainBatches, eval_windows
 from ablate.data.tokens import Tokens, prepare
-from ablate.errors import UserError
 from ablate.registry import register
 from ablate.spec import ArchSpec, DataSpec, TrainSpec
 from ablate.tasks.base import Task
@@ -57,14 +57,15 @@ class LanguageModelling(Task):
         }
 
     def build(self, arch: ArchSpec, seed: int, dropout: float) -> nn.Module:
-        if (form := form_of(arch)) != "tokens":
-            raise UserError(f"task 'lm' trains models that say something of each token, not one of form {form!r}")
         return build_model(arch, self.vocab, self.max_len, seed=seed, dropout=dropout)
 
     def batches(self, batch_tokens: int, seed: int) -> _TensorBatches:
         size = batch_tokens // self.data.seq_len
         tokens = self.tokens
         return _TensorBatches(TrainBatches(tokens.splits["train"], self.data.seq_len, size, tokens.fingerprint, seed))
+
+    def stream(self, at_most: int) -> Tensor:
+        return torch.from_numpy(self.tokens.splits["train"][:at_most].astype(np.int64))
 
     def held_out(self, split: str, at_most: int) -> Tensor:
         return torch.from_numpy(eval_windows(self.tokens.splits[split], self.data.seq_len, at_most))

@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from ablate import registry
+from ablate.contracts import Slot
+from ablate.diagnose import by_layer
 from ablate.spec import TrialSpec
 from ablate.tasks.base import Task
 from ablate.train.checkpoint import State
 from ablate.train.optim import decay_groups
 
+LOOKED_AT = 8  # rows of validation data that are looked at layer by layer
 CHECK_EVERY = 10  # steps between looks at the loss: a fixed grid, so that a divergence has one step
 _MIX = 0x9E3779B97F4A7C15  # odd constant that spreads (seed, step) over 64 bits
 
@@ -25,25 +28,75 @@ class Diverged(Exception):
     """The loss is not finite, or above the stated multiple of the first one."""
 
 
-class TrainingRun:
-    """A trial's state between steps. `state()` and `restore()` carry all of it, bit for bit."""
+class Run:
+    """A trial's state between steps: what training by gradients and by counting have in common.
+
+    `state()` and `restore()` carry all of it, bit for bit.
+    """
 
     def __init__(self, spec: TrialSpec, device: torch.device, cache: Path):
         self.spec = spec
         self.device = device
         self.task: Task = registry.make("task", spec.data.task)
         self.task.open(spec.data, cache)
+        self.steps = spec.train.steps
+        self.model: nn.Module = self.task.build(spec.arch, spec.seed, spec.train.dropout).to(device)
+        self.eval_steps = evaluation_steps(self.steps, spec.train.eval_points)
+        self.step = 0
+
+    def train_step(self) -> None:
+        """Go on by one step at least, and not beyond the next evaluation."""
+        raise NotImplementedError
+
+    def take_means(self) -> tuple[float, float]:
+        """Mean training loss and gradient norm since the last call."""
+        raise NotImplementedError
+
+    def state(self) -> State:
+        raise NotImplementedError
+
+    def restore(self, state: State) -> None:
+        raise NotImplementedError
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.spec.train.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    @torch.no_grad()
+    def evaluate(self, split: str, at_most: int) -> float:
+        """The mean loss in nats on a split's fixed sample, in evaluation mode."""
+        self.model.eval()
+        sample = self.task.held_out(split, at_most)
+        size = max(1, self.spec.train.batch_tokens // self.spec.data.seq_len // self.spec.train.accumulate)
+        total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        for batch in sample.split(size):
+            with self.autocast():
+                loss, n = self.task.loss_sum(self.model, batch.to(self.device))
+            total += loss
+            count += n
+        return total.item() / count
+
+    def by_layer(self) -> dict[str, list[float | None]] | None:
+        """What `diagnose.by_layer` sees on a few rows of validation data."""
+        rows = self.task.held_out("valid", LOOKED_AT * self.spec.data.seq_len)[:LOOKED_AT, :-1]
+        with self.autocast():
+            return by_layer(self.model, (rows.to(self.device),))
+
+
+class TrainingRun(Run):
+    """A run of an optimizer."""
+
+    def __init__(self, spec: TrialSpec, device: torch.device, cache: Path):
+        super().__init__(spec, device, cache)
         train = spec.train
-        self.steps = train.steps
-        self.model: nn.Module = self.task.build(spec.arch, spec.seed, train.dropout).to(device)
         self.parameters = list(self.model.parameters())
+        self.constrained = constrained(self.model)
         self.schedule = registry.make("schedule", train.schedule)
         self.optimizer: torch.optim.Optimizer = registry.make("optimizer", train.optimizer).build(
             decay_groups(self.model, train.weight_decay), train.lr
         )
         self.batches = self.task.batches(train.batch_tokens, spec.seed)
-        self.eval_steps = evaluation_steps(self.steps, train.eval_points)
-        self.step = 0
         self.first_loss = math.nan
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # since the last row
         self.norm_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -71,6 +124,8 @@ class TrainingRun:
         limit = train.clip if train.clip is not None else math.inf
         self.norm_sum += torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         self.optimizer.step()
+        for module in self.constrained:
+            module.after_step((self.step + 1) / self.steps)
         self.loss_sum += nll
         self.summed += 1
         if self.step == 0:
@@ -96,27 +151,7 @@ class TrainingRun:
                 f"the first, {self.first_loss:.3f}"
             )
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.spec.train.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
-
-    @torch.no_grad()
-    def evaluate(self, split: str, at_most: int) -> float:
-        """The mean loss in nats on a split's fixed sample, in evaluation mode."""
-        self.model.eval()
-        sample = self.task.held_out(split, at_most)
-        size = max(1, self.spec.train.batch_tokens // self.spec.data.seq_len // self.spec.train.accumulate)
-        total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        for batch in sample.split(size):
-            with self.autocast():
-                loss, n = self.task.loss_sum(self.model, batch.to(self.device))
-            total += loss
-            count += n
-        return total.item() / count
-
     def take_means(self) -> tuple[float, float]:
-        """Mean training loss and gradient norm since the last call."""
         means = self.loss_sum.item() / self.summed, self.norm_sum.item() / self.summed
         self.loss_sum.zero_()
         self.norm_sum.zero_()
@@ -142,6 +177,12 @@ class TrainingRun:
         self.loss_sum = state["loss_sum"].to(self.device)
         self.norm_sum = state["norm_sum"].to(self.device)
         self.summed = state["summed"]
+
+
+def constrained(model: nn.Module) -> list[Slot]:
+    """The modules that have something to do after every optimizer step."""
+    slots = [module for module in model.modules() if isinstance(module, Slot)]
+    return [slot for slot in slots if type(slot).after_step is not Slot.after_step]
 
 
 def evaluation_steps(steps: int, points: int) -> frozenset[int]:

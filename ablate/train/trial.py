@@ -26,7 +26,8 @@ from ablate.run.files import append_json, read_json, write_json
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.spec import TrialSpec, parse, to_tree
 from ablate.train import checkpoint
-from ablate.train.run import Diverged, TrainingRun
+from ablate.train.fitted import new_run
+from ablate.train.run import Diverged
 
 CHECKPOINT_SHARE = 0.02  # at most this part of a trial's time goes into checkpoints
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
@@ -125,7 +126,7 @@ class Trial:
 
     def __init__(self, job: Job, spec: TrialSpec, folder: TrialFolder, device: torch.device, cache: Path):
         self.job, self.spec, self.folder, self.device = job, spec, folder, device
-        self.run = TrainingRun(spec, device, cache)
+        self.run = new_run(spec, device, cache)
         self.cost: Cost = CostBook(cache / "cost").cost(spec.arch, self.run.task.vocab, self.run.task.max_len)
         self.train_s = 0.0
         self.wall_before_s = 0.0
@@ -133,6 +134,7 @@ class Trial:
         self.saved = self.segment = self.began
         self.checkpoint_every_s = job.checkpoint_every_s
         self.last_loss: float | None = None
+        self.layers_at_first: dict[str, list[float | None]] | None = None
         self._resume()
 
     def _resume(self) -> None:
@@ -144,11 +146,13 @@ class Trial:
                 self.run.restore(state)
                 self.train_s, self.wall_before_s = state["train_s"], state["wall_s"]
                 self.last_loss = state["last_loss"]
+                self.layers_at_first = state["layers_at_first"]
                 os.truncate(self.folder.metrics, state["metrics_bytes"])
                 self.folder.note("resume", step=self.run.step)
                 return
         self.folder.metrics.write_bytes(b"")
         self.folder.note("start", step=0)
+        self.layers_at_first = self.run.by_layer()
         self._evaluate()
 
     def until_evaluation(self) -> Iterator[Progress]:
@@ -203,6 +207,7 @@ class Trial:
             "train_s": self.train_s,
             "wall_s": self.wall_s(),
             "last_loss": self.last_loss,
+            "layers_at_first": self.layers_at_first,
         }
         checkpoint.save(self.folder.checkpoint, self.run.state() | extra)
         self.saved = self.segment = time.perf_counter()
@@ -248,6 +253,7 @@ class Trial:
             "error": reason,
             "spec": to_tree(spec),
             "metrics": final_metrics(self.folder, status),
+            "layers": {"initial": self.layers_at_first, "final": run.by_layer()},
             "params_total": cost.params_total,
             "params_non_embedding": cost.params_non_embedding,
             "params_active": cost.params_active,

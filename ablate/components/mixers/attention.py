@@ -1,4 +1,4 @@
-"""Softmax attention. Variants override `allowed`, `keys_values` or `attend`; none adds a flag here."""
+"""Softmax attention. Variants override `allowed`, `keys_values`, `scores` or `attend`; none adds a flag here."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablate.contracts import Context, Linear, Mixer, Position, Site
-from ablate.errors import within
+from ablate.errors import UserError, within
 from ablate.registry import register
+
+
+def plain_wins(q_BHTK: Tensor) -> bool:
+    """Where `explicit` is faster than scaled_dot_product_attention, which has no fast bfloat16 kernel on a CPU."""
+    return q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16
 
 
 @register("mixer", "attention", paper="Vaswani et al. 2017, arXiv:1706.03762, section 3.2")
@@ -34,8 +39,9 @@ class Attention(Mixer):
     ):
         super().__init__(site)
         d_value = site.d_head if d_value is None else d_value
-        within("mixer 'attention': d_value", d_value, 1)
-        within("mixer 'attention': dropout", dropout, 0, 1)
+        name = self.component.split("/")[-1]
+        within(f"mixer {name!r}: d_value", d_value, 1)
+        within(f"mixer {name!r}: dropout", dropout, 0, 1)
         self.n_heads = site.n_heads
         self.causal = site.causal
         self.scale = site.d_head**-0.5 if score == "scaled_dot" else 1.0
@@ -48,19 +54,24 @@ class Attention(Mixer):
         self.dropout = dropout
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        q_BHTK = self.split(self.q(x_BTD))
+        return self.out(self.heads(x_BTD, ctx).transpose(1, 2).flatten(2))
+
+    def heads(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        """What the heads find, (B, H, T, K), before W_O; keys and values are kept where there is a cache."""
         k_BHSK, v_BHSK = self.keys_values(x_BTD)
-        q_BHTK, k_BHSK = ctx.position.rotate(q_BHTK, k_BHSK, ctx)
+        q_BHTK, k_BHSK = self.rotate(self.queries(x_BTD), k_BHSK, ctx)
         if past := ctx.recall():
             k_BHSK = torch.cat((past[0], k_BHSK), 2)
             v_BHSK = torch.cat((past[1], v_BHSK), 2)
         ctx.remember((k_BHSK, v_BHSK))
-        y_BHTK = self.attend(q_BHTK, k_BHSK, v_BHSK, ctx)
-        return self.out(y_BHTK.transpose(1, 2).flatten(2))
+        return self.attend(q_BHTK, k_BHSK, v_BHSK, ctx)
 
     def split(self, x_BTE: Tensor) -> Tensor:
         """(B, T, H K) -> (B, H, T, K)."""
         return x_BTE.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+    def queries(self, x_BTD: Tensor) -> Tensor:
+        return self.split(self.q(x_BTD))
 
     def keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.k(x_BSD)), self.split(self.v(x_BSD))
@@ -78,33 +89,55 @@ class Attention(Mixer):
         return past_TS if allowed_TS is None else past_TS & allowed_TS
 
     def density(self, T: int) -> float:
-        """The share of the T x T scores that the definition needs; kernels may compute them all."""
+        """The share of the T x T scores that the definition needs; kernels may compute more: see `executed`."""
         if type(self).allowed is Attention.allowed:
             return (T + 1) / (2 * T) if self.causal else 1.0
         pos_T = torch.arange(T, device="cpu")
         visible_TS = self.visible(pos_T, pos_T)
-        return 1.0 if visible_TS is None else visible_TS.double().mean().item()
+        return 1.0 if visible_TS is None else visible_TS.sum().item() / visible_TS.numel()
+
+    def executed(self, T: int, ctx: Context) -> float:
+        """What `attend` computes for T tokens without a cache, as a share of the products of T x T scores."""
+        return 1.0
 
     def scores(self, q_BHTK: Tensor, k_BHSK: Tensor) -> Tensor:
-        """How well each key answers each query, (B, H, T, S). An override makes `attend` compute them plainly."""
+        """How well each key answers each query, (B, H, T, S).
+
+        An override makes `attend` compute them plainly, unless `fast` is overridden as well.
+        """
         return (q_BHTK * self.scale) @ k_BHSK.transpose(-1, -2)
 
     def attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
         """The weighted values, (B, H, T, K), by the fastest kernel that can compute them."""
         T, S = q_BHTK.shape[2], k_BHSK.shape[2]
-        pos_S = ctx.positions_T if S == T else torch.arange(S, device=q_BHTK.device)
-        bias = ctx.position.bias(q_BHTK, k_BHSK, pos_S, ctx)
-        needs_weights = type(ctx.position).value is not Position.value or type(self).scores is not Attention.scores
-        if needs_weights or (q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16):
-            # scaled_dot_product_attention has no fast bfloat16 kernel on a CPU: plain matmuls win
+        pos_S = self.key_positions(S, ctx)
+        bias = self.position_bias(q_BHTK, k_BHSK, pos_S, ctx)
+        own_scores = type(self).scores is not Attention.scores and type(self).fast is Attention.fast
+        if own_scores or type(ctx.position).value is not Position.value or plain_wins(q_BHTK):
             mask = self.score_mask(q_BHTK, pos_S, bias, ctx)
             y_BHTK, weights_BHTS = self.explicit(q_BHTK, k_BHSK, v_BHSK, mask)
             extra = ctx.position.value(weights_BHTS, pos_S, ctx)
+            if extra is not None and extra.shape[-1] != y_BHTK.shape[-1]:
+                width = y_BHTK.shape[-1]
+                raise UserError(f"d_value {width} must be d_head: the position adds vectors of it to values")
             return y_BHTK if extra is None else y_BHTK + extra
         plain_causal = bias is None and self.causal and S == T and ctx.valid_BT is None
-        plain_causal = plain_causal and self.allowed(pos_S, pos_S) is None
+        plain_causal = plain_causal and type(self).allowed is Attention.allowed
         mask = None if plain_causal else self.score_mask(q_BHTK, pos_S, bias, ctx)
         return self.fast(q_BHTK, k_BHSK, v_BHSK, mask, plain_causal)
+
+    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        """What the position makes of new queries and keys."""
+        return ctx.position.rotate(q_BHTK, k_BHTK, ctx)
+
+    def key_positions(self, S: int, ctx: Context) -> Tensor:
+        """Where the S keys stand, in order."""
+        return ctx.positions_T if S == len(ctx.positions_T) else torch.arange(S, device=ctx.positions_T.device)
+
+    def position_bias(self, q_BHTK: Tensor, k_BHSK: Tensor, pos_S: Tensor, ctx: Context) -> Tensor | None:
+        """What the position adds to the scores."""
+        ctx.scale = self.scale
+        return ctx.position.bias(q_BHTK, k_BHSK, pos_S, ctx)
 
     def fast(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """Scaled dot products by PyTorch's fused kernels."""
@@ -129,16 +162,27 @@ class Attention(Mixer):
 
         Every query must see a key: `allowed` includes the query's own position, and padding ends a row.
         """
-        key = f"mask/{id(self) if type(self).allowed is not Attention.allowed else self.causal}"
+        key = f"mask/{self.mask_key()}"
         if key not in ctx.once:
-            visible = self.visible(ctx.positions_T, pos_S)
-            if ctx.valid_BT is not None:
-                valid_B1TS = ctx.valid_BT[:, None, None, :].expand(-1, 1, len(ctx.positions_T), -1)
-                # a query at padding sees itself, so that no row of the softmax is empty
-                valid_B1TS = valid_B1TS | (pos_S[None] == ctx.positions_T[:, None])
-                visible = valid_B1TS if visible is None else valid_B1TS & visible
+            visible = self.seen(pos_S, ctx)
             if visible is None:
                 return None if bias is None else bias.to(q_BHTK.dtype)
             hidden = torch.zeros(visible.shape, dtype=q_BHTK.dtype, device=q_BHTK.device)
-            ctx.once[key] = hidden.masked_fill(~visible, -math.inf)
+            ctx.once[key] = hidden.masked_fill_(~visible, -math.inf)
         return ctx.once[key] if bias is None else bias.to(q_BHTK.dtype) + ctx.once[key]
+
+    def mask_key(self) -> object:
+        """What two attentions share whose masks are equal in one pass."""
+        return id(self) if type(self).allowed is not Attention.allowed else self.causal
+
+    def seen(self, pos_S: Tensor, ctx: Context) -> Tensor | None:
+        """Which of the keys each query sees, broadcastable to (B, H, T, S): `visible` ones that are no padding."""
+        visible = self.visible(ctx.positions_T, pos_S)
+        if visible is not None and visible.ndim == 3:  # the fused kernels take masks of two or four dimensions
+            visible = visible[None]
+        if ctx.valid_BT is None:
+            return visible
+        valid_B1TS = ctx.valid_BT[:, None, None, :].expand(-1, 1, len(ctx.positions_T), -1)
+        # a query at padding sees itself, so that no row of the softmax is empty
+        valid_B1TS = valid_B1TS | (pos_S[None] == ctx.positions_T[:, None])
+        return valid_B1TS if visible is None else valid_B1TS & visible

@@ -1,0 +1,1 @@
+"""Whole models, which are made of no other slots."""
