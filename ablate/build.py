@@ -221,6 +221,8 @@ def refuse_misfits(arch: ArchSpec, causal: bool) -> None:
     ahead = [letters[letter] for letter in arch.decoder_order]  # where a decoder must not see ahead
     parts: list[tuple[str | tuple[str, ...], Component]] = [(SUBLAYER, part) for part in letters.values()]
     parts += [(slot, getattr(arch, slot)) for slot in registry.SLOTS if hasattr(arch, slot)]
+    if arch.model is not None:
+        parts = [("model", arch.model)] * (form_of(arch) in ("tokens", "pair"))  # the others are never causal
     if arch.swap is not None:
         parts.append((SUBLAYER, arch.swap.by))
         ahead += [arch.swap.by] * (arch.swap.tower != "encoder")
@@ -233,7 +235,7 @@ def refuse_misfits(arch: ArchSpec, causal: bool) -> None:
             allowed = leak if "train_stats_leak" in entry.defaults else ""
             problem = f"{entry.slot} {entry.name!r} sees the future and cannot be used in a causal model"
             raise UserError(problem + allowed)
-        if entry.form == "pair" and not arch.encoder:
+        if entry.form == "pair" and not arch.encoder and arch.model is None:
             raise UserError(f"{entry.slot} {entry.name!r} is for an encoder-decoder: set arch.encoder to true")
 
 

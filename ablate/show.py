@@ -96,7 +96,9 @@ def drawing(tree: dict[str, Any]) -> str:
 def _settings(overrides: list[str], preset: Overlay | None) -> tuple[int, dict[str, Any]]:
     """Vocabulary and dotted settings: the paper's, then the user's. A bare name means a field of `arch`."""
     at: dict[str, Any] = dict(preset.at) if preset and preset.at else {"vocab": VOCAB}
-    settings: dict[str, Any] = {"data.seq_len": at["seq_len"]} if "seq_len" in at else {}
+    settings: dict[str, Any] = {}
+    if "seq_len" in at:  # a batch is one sequence here: nothing is trained
+        settings = {"data.seq_len": at["seq_len"], "train.batch_tokens": at["seq_len"]}
     vocab = at["vocab"]
     for override in overrides:
         path, sign, text = override.partition("=")

@@ -1,4 +1,4 @@
-"""Heads against torch's adaptive softmax, loops written from the equations, and each other."""
+"""Heads of any number and width, heads that share: transformers, torch.nn, loops, and identities."""
 
 from __future__ import annotations
 
@@ -9,331 +9,239 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from parity import our_model
 from reference import SITE, B, T, array, context, make, near, random
-from torch import Tensor, nn
+from reference_attention import GPT, costs, keep_contracts
+from torch import nn
 
-from ablate.build import build_model
-from ablate.components import heads_mixture
-from ablate.cost import count
+from ablate import registry
+from ablate.build import build_model, build_on_meta
+from ablate.cost import params_by_slot
 from ablate.errors import UserError
-from ablate.spec import ArchSpec, parse
+from ablate.spec import ArchSpec, Component, parse
 
-BIG = replace(SITE, vocab=23)
-TOKENS = torch.randint(0, 23, (B, T), generator=torch.Generator().manual_seed(3))
-TABLE = {"name": "table"}
-FACTORS = {"name": "factorized", "rank": 5}
-CLUSTERS = {"name": "adaptive", "cutoffs": [4, 9], "factor": 2}
+K, H = SITE.d_head, SITE.n_heads
 
 
-def embedding_of(settings: dict[str, Any] = TABLE) -> Any:
-    return make("embedding", settings["name"], BIG, **{k: v for k, v in settings.items() if k != "name"})
+def copied(name: str, like: Any, site: Any = SITE, **options: Any) -> Any:
+    """A mixer with another's matrices."""
+    mixer = make("mixer", name, site, **options)
+    mixer.load_state_dict(like.state_dict(), strict=False)
+    return mixer
 
 
-def head_of(name: str, embedding: Any = None, **options: Any) -> Any:
-    return make("head", name, BIG, embedding or embedding_of(), **options)
+# --- heads: Table 3 of Vaswani et al. 2017, with biases nowhere
+
+TABLE_3 = {  # heads, d_k, d_v -> parameters of one attention at d_model 512
+    "base": (8, 64, 64, 4 * 512 * 512),
+    "A, 1 head": (1, 512, 512, 4 * 512 * 512),
+    "A, 32 heads": (32, 16, 16, 4 * 512 * 512),
+    "B, d_k 16": (8, 16, 64, 2 * 512 * 128 + 2 * 512 * 512),
+    "B, d_k 32": (8, 32, 64, 2 * 512 * 256 + 2 * 512 * 512),
+}
 
 
-def same_gradients(one: Tensor, other: Tensor, parameters: list[Tensor], atol: float = 1e-11) -> None:
-    """Of two (B, T) results that are weighed alike."""
-    weigh = random(*one.shape, seed=8)
-    pairs = [torch.autograd.grad((each * weigh).sum(), parameters, retain_graph=True) for each in (one, other)]
-    for a, b in zip(*pairs, strict=True):
-        assert b.abs().max() > 1e-6
-        near(a, b, atol)
+def mixer_parameters(d: int, depth: int, heads: int, d_head: int, d_value: int) -> int:
+    arch = {"d_model": d, "n_heads": heads, "d_head": d_head, "depth": depth, "order": "s", "bias": False}
+    settings = {**arch, "sublayers": {"s": {"name": "attention", "d_value": d_value}}}
+    return params_by_slot(build_on_meta(parse(ArchSpec, settings), 11, 8))["mixer"]
 
 
-# --- softmax
+@pytest.mark.parametrize("row", TABLE_3)
+def test_heads_of_vaswani_s_table(row: str) -> None:
+    heads, d_head, d_value, expected = TABLE_3[row]
+    assert mixer_parameters(512, 1, heads, d_head, d_value) == expected
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("embedding", [TABLE, FACTORS, CLUSTERS])
-def test_softmax_with_bias(embedding: dict[str, Any], tied: bool) -> None:
-    made = embedding_of(embedding)
-    head = head_of("softmax", made, tied=tied, scaled=True, bias=True)
-    weight = array(made.rows() if tied else head.project.weight)
+def test_differences_between_vaswani_s_rows() -> None:
+    """N 6 -> 8 adds 14.7M: per pair of blocks three attentions of 4 d^2 and two networks of 2 d f."""
+    attention = mixer_parameters(512, 2, 8, 64, 64) - mixer_parameters(512, 1, 8, 64, 64)
+    assert 2 * (3 * attention + 2 * 2 * 512 * 2048) == 14_680_064
+    narrow = mixer_parameters(512, 1, 8, 16, 64) - mixer_parameters(512, 1, 8, 64, 64)
+    assert 18 * narrow == -7_077_888  # printed: 58M against 65M
+
+
+def test_heads_of_any_width_are_t5_s() -> None:
+    """n_heads d_head is not d_model, no scale, no biases; their relative bias is zero. Forward and gradients."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    config = transformers.T5Config(d_model=12, d_kv=6, num_heads=4, dropout_rate=0.0)
+    config._attn_implementation = "eager"
+    mixer = make("mixer", "attention", replace(SITE, bias=False, causal=False), score="dot")
+    theirs = T5Attention(config, has_relative_attention_bias=True).double().eval()
+    nn.init.zeros_(theirs.relative_attention_bias.weight)
+    pairs = [(mixer.q, theirs.q), (mixer.k, theirs.k), (mixer.v, theirs.v), (mixer.out, theirs.o)]
+    for ours, other in pairs:
+        other.load_state_dict(ours.state_dict())
     x = random(B, T, 12)
-    logits = x.numpy() @ weight.T * 12**-0.5 + array(head.bias)
-    near(array(head.log_probs(x)), logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
-    head.reset_parameters()
-    assert not head.bias.any()
+    y, expected = mixer(x, context()), theirs(x)[0]
+    near(array(y), array(expected), 1e-6)  # their softmax is in float32
+    for output in (y, expected):
+        (output * random(*y.shape, seed=4)).sum().backward()
+    for ours, other in pairs:
+        near(array(ours.weight.grad), array(other.weight.grad), 1e-5)
 
 
-# --- adaptive softmax
+# --- grouped queries
 
 
-def torch_s(head: Any, factor: float) -> nn.AdaptiveLogSoftmaxWithLoss:
-    """torch's on our weights; without projection it takes a factor of 1 and identities."""
-    cutoffs = [start for start, _ in head.bounds[1:]]
-    theirs = nn.AdaptiveLogSoftmaxWithLoss(12, 23, cutoffs, div_value=factor, head_bias=False, dtype=torch.float64)
+def grouped_loop(mixer: Any, x: np.ndarray, causal: bool) -> np.ndarray:
+    q = (x @ array(mixer.q.weight).T + array(mixer.q.bias)).reshape(*x.shape[:2], H, -1)
+    k, v = (x @ array(each.weight).T + array(each.bias) for each in (mixer.k, mixer.v))
+    k, v = (each.reshape(*each.shape[:2], mixer.kv_heads, -1) for each in (k, v))
+    y = np.zeros((*x.shape[:2], H, v.shape[3]))
+    for b, t, h in np.ndindex(x.shape[0], x.shape[1], H):
+        stop, g = t + 1 if causal else x.shape[1], h * mixer.kv_heads // H
+        weights = np.exp(k[b, :stop, g] @ q[b, t, h] / math.sqrt(K))
+        y[b, t, h] = weights @ v[b, :stop, g] / weights.sum()
+    return y.reshape(*x.shape[:2], -1) @ array(mixer.out.weight).T + array(mixer.out.bias)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("d_value", [None, 5])
+def test_grouped_query(kv_heads: int, d_value: int | None, causal: bool) -> None:
+    mixer = make("mixer", "grouped_query", replace(SITE, causal=causal), kv_heads=kv_heads, d_value=d_value)
+    assert mixer.k.out_features == kv_heads * K and mixer.v.out_features == kv_heads * (d_value or K)
+    x = random(B, T, 12)
+    near(array(mixer(x, context())), grouped_loop(mixer, x.numpy(), causal))
+
+
+def test_as_many_groups_as_heads_is_attention() -> None:
+    plain = make("mixer", "attention", SITE)
+    mixer = copied("grouped_query", plain, kv_heads=4)
+    x = random(B, T, 12)
+    assert torch.equal(mixer(x, context()), plain(x, context()))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_grouped_query_is_llama_s(kv_heads: int) -> None:
+    """Forward and every gradient, with rotary positions as they have them."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+
+    config = transformers.LlamaConfig(
+        hidden_size=12,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        head_dim=6,
+        attention_bias=False,
+        attn_implementation="sdpa",
+        max_position_embeddings=16,
+    )
+    mixer = make("mixer", "grouped_query", replace(SITE, bias=False), kv_heads=kv_heads)
+    theirs = LlamaAttention(config, 0).double().eval()
+    names = {"q_proj": mixer.q, "k_proj": mixer.k, "v_proj": mixer.v, "o_proj": mixer.out}
+    for name, linear in names.items():
+        getattr(theirs, name).load_state_dict(linear.state_dict())
+    position = make("position", "rope", SITE)
+    cos, sin = LlamaRotaryEmbedding(config)(random(1, T, 12).float(), torch.arange(T)[None])
+    position.cos[:T].copy_(cos[0])
+    position.sin[:T].copy_(torch.cat((-sin[0, :, :3], sin[0, :, 3:]), -1))
+    x = random(B, T, 12)
+    y = mixer(x, context(position))
+    expected = theirs(x, (cos.double(), sin.double()), None)[0]
+    near(array(y), array(expected))
+    for output in (y, expected):
+        (output * random(*y.shape, seed=4)).sum().backward()
+    for name, linear in names.items():
+        near(array(linear.weight.grad), array(getattr(theirs, name).weight.grad))
+
+
+def test_costs_of_groups() -> None:
+    """Keys and values 2 d H_kv k of 2 d H k; products as before; a cache of H_kv / H."""
+    plain = costs("attention")
+    for kv_heads in (1, 2, 4):
+        ours = costs("grouped_query", kv_heads=kv_heads)
+        assert plain.params_total - ours.params_total == 2 * 16 * 4 * (4 - kv_heads)
+        assert plain.flops_forward - ours.flops_forward == 4 * 16 * 4 * (4 - kv_heads)
+        assert ours.cache_bytes * 4 == plain.cache_bytes * kv_heads
+        assert ours.flops_forward - ours.flops_algorithmic == plain.flops_forward - plain.flops_algorithmic
+
+
+# --- collaborative
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("shared", [None, 1, 7])
+def test_collaborative(shared: int | None, causal: bool) -> None:
+    mixer = make("mixer", "collaborative", replace(SITE, causal=causal), shared=shared)
+    x = random(B, T, 12)
+    q, k, v = (array(each(x)) for each in (mixer.q, mixer.k, mixer.v))
+    v = v.reshape(B, T, H, -1)
+    y = np.zeros((B, T, H, K))
+    for b, t, h in np.ndindex(B, T, H):
+        stop = t + 1 if causal else T
+        weights = np.exp(k[b, :stop] @ np.diag(array(mixer.mixing)[h]) @ q[b, t] / math.sqrt(K))
+        y[b, t, h] = weights @ v[b, :stop][:, h] / weights.sum()
+    expected = y.reshape(B, T, -1) @ array(mixer.out.weight).T + array(mixer.out.bias)
+    near(array(mixer(x, context())), expected)
+
+
+def test_collaborative_with_heads_of_their_own_is_torch_s() -> None:
+    mixer = make("mixer", "collaborative", replace(SITE, d_head=3, causal=False), start="heads")
+    mixer.reset_parameters()
+    near(array(mixer.mixing), np.kron(np.eye(4), np.ones((1, 3))))
+    theirs = nn.MultiheadAttention(12, 4, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
-        theirs.head.weight.copy_(torch.cat((head.words[0].weight, head.clusters.weight)))
-        for tail, shrink, words in zip(theirs.tail, head.shrink[1:], head.words[1:], strict=True):
-            tail[0].weight.copy_(torch.eye(12) if isinstance(shrink, nn.Identity) else shrink.weight)
-            tail[1].weight.copy_(words.weight)
-    return theirs
-
-
-@pytest.mark.parametrize("cutoffs", [[4, 9], [4], [1, 2, 22]])
-@pytest.mark.parametrize("project", [True, False])
-def test_adaptive_softmax_is_torch_s(project: bool, cutoffs: list[int]) -> None:
-    head = head_of("adaptive_softmax", cutoffs=cutoffs, project=project, factor=2)
-    theirs = torch_s(head, 2.0 if project else 1.0)
-    y = TOKENS.clone()
-    y[0, :3] = torch.tensor([0, 1, 22])
-    x = random(B, T, 12).requires_grad_()
-    log_p, _ = theirs(x.flatten(0, 1), y.flatten())
-    near(array(head.nll(x, y)), -array(log_p.view(B, T)))
-    near(array(head.log_probs(x)), array(theirs.log_prob(x.flatten(0, 1)).view(B, T, 23)))
-    loss = head.nll(x, y).sum()
-    loss.backward()
-    gradient, x.grad = x.grad, None
-    (-log_p.sum()).backward()
-    near(gradient, x.grad, 1e-11)
-    near(torch.cat((head.words[0].weight.grad, head.clusters.weight.grad)), theirs.head.weight.grad, 1e-11)
-    for index, tail in enumerate(theirs.tail, 1):
-        near(head.words[index].weight.grad, tail[1].weight.grad, 1e-11)
-        if project:
-            near(head.shrink[index].weight.grad, tail[0].weight.grad, 1e-11)
-
-
-@pytest.mark.parametrize("cutoffs", [None, [4, 9], [3, 7, 20]])
-@pytest.mark.parametrize("embedding", [TABLE, FACTORS, CLUSTERS])
-@pytest.mark.parametrize("scaled", [True, False])
-def test_tied_adaptive_softmax(embedding: dict[str, Any], cutoffs: list[int] | None, scaled: bool) -> None:
-    """p(c) p(w | c) from the embedding's rows, token by token; clusters of its own may cut the embedding's."""
-    made = embedding_of(embedding)
-    head = head_of("adaptive_softmax", made, tied=True, cutoffs=cutoffs, scaled=scaled)
-    assert [name for name, _ in head.named_parameters()] == ["clusters.weight"]
-    default = [4, 9] if embedding is CLUSTERS else [2, 6]
-    edges = [0, *(default if cutoffs is None else cutoffs), 23]
-    x = random(B, T, 12).requires_grad_()
-    h = x * 12**-0.5 if scaled else x
-    words = h @ made.rows().T
-    first = torch.cat((words[..., : edges[1]], h @ head.clusters.weight.T), -1).exp()
-    expected = torch.empty(B, T, 23, dtype=torch.float64)
-    for token in range(23):
-        c = max(index for index, edge in enumerate(edges[:-1]) if token >= edge)
-        place = token if c == 0 else edges[1] + c - 1
-        p = first[..., place] / first.sum(-1)
-        inside = words[..., edges[c] : edges[c + 1]].exp()
-        expected[..., token] = (p if c == 0 else p * inside[..., token - edges[c]] / inside.sum(-1)).log()
-    near(array(head.log_probs(x)), array(expected), 1e-11)
-    near(array(head.nll(x, TOKENS)), -array(expected.gather(-1, TOKENS[..., None])[..., 0]), 1e-11)
-    assert abs(expected.exp().sum(-1) - 1).max() < 1e-12
-    parameters = [x, *head.parameters(), *made.parameters()]
-    same_gradients(head.nll(x, TOKENS), -expected.gather(-1, TOKENS[..., None])[..., 0], parameters)
-
-
-def test_adaptive_softmax_of_one_cluster_is_a_softmax() -> None:
-    head, plain = head_of("adaptive_softmax", cutoffs=[]), head_of("softmax", tied=False)
-    plain.load_state_dict({"project.weight": head.words[0].weight})
+        theirs.in_proj_weight.copy_(torch.cat((mixer.q.weight, mixer.k.weight, mixer.v.weight)))
+        theirs.in_proj_bias.copy_(torch.cat((mixer.q.bias, mixer.k.bias, mixer.v.bias)))
+        theirs.out_proj.load_state_dict(mixer.out.state_dict())
     x = random(B, T, 12)
-    near(array(head.log_probs(x)), array(plain.log_probs(x)))
-    near(array(head.nll(x, TOKENS)), array(plain.nll(x, TOKENS)))
-    near(array(head.objective(x, TOKENS, 0.0, 0.1)[0]), array(plain.objective(x, TOKENS, 0.0, 0.1)[0]))
+    near(array(mixer(x, context())), array(theirs(x, x, x, need_weights=False)[0]))
 
 
-def test_the_loss_looks_into_a_token_s_own_cluster() -> None:
-    head = head_of("adaptive_softmax", cutoffs=[4, 9, 15], factor=2)
-    seen: list[int] = []
-    for words in head.words:
-        words.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    y = TOKENS.clone().clamp(max=14)  # the last cluster is never meant
-    nll = head.nll(random(B, T, 12), y)
-    assert seen == [18, int(((y >= 4) & (y < 9)).sum()), int((y >= 9).sum()), 0]
-    nll.sum().backward()
-    assert head.words[3].weight.grad is not None and not head.words[3].weight.grad.any()
+def test_starts_of_collaborative() -> None:
+    site = replace(SITE, n_heads=100, d_head=10)
+    normal = registry.make("mixer", Component("collaborative"), site).mixing
+    assert normal.std().item() == pytest.approx(0.2, rel=0.02) and abs(normal.mean().item()) < 0.003
+    assert (registry.make("mixer", Component("collaborative", (("start", "ones"),)), site).mixing == 1).all()
+    uneven = make("mixer", "collaborative", SITE, start="heads", shared=6)
+    uneven.reset_parameters()
+    assert uneven.mixing.sum(0).eq(1).all() and uneven.mixing.sum(1).tolist() == [2, 1, 2, 1]
 
 
-def test_adaptive_softmax_objective() -> None:
-    """z_loss is on the head's normaliser and on that of the token's own cluster."""
-    head = head_of("adaptive_softmax", cutoffs=[4, 9], factor=2)
-    x = random(B, T, 12)
-    loss, nll = head.objective(x, TOKENS, 0.0, 0.01)
-    first = (x @ torch.cat((head.words[0].weight, head.clusters.weight)).T).exp().sum(-1).log()
-    inside = [(x @ head.shrink[c].weight.T @ head.words[c].weight.T).exp().sum(-1).log() for c in (1, 2)]
-    expected = first**2 + torch.where(TOKENS >= 9, inside[1] ** 2, torch.where(TOKENS >= 4, inside[0] ** 2, 0.0))
-    near(array(loss - nll), array(0.01 * expected))
-    near(array(nll), array(head.nll(x, TOKENS)), 0)
-    with pytest.raises(UserError, match=r"set train\.label_smoothing to 0"):
-        head.objective(x, TOKENS, 0.1, 0.0)
+def test_costs_of_collaborative() -> None:
+    """2 d S + H S in the place of 2 d H k; a cache of one head of keys."""
+    plain, ours = costs("attention"), costs("collaborative", shared=8)
+    assert ours.params_total - plain.params_total == 2 * 16 * 8 + 4 * 8 - 2 * 16 * 16
+    assert ours.flops_forward - plain.flops_forward == 4 * 16 * (8 - 16) + 2 * 24 * 4 * (8 - 4)
+    assert ours.cache_bytes == 4 * 24 * (8 + 16)
 
 
-@pytest.mark.parametrize(
-    ("options", "embedding", "message"),
-    [
-        ({"cutoffs": [9, 4]}, TABLE, "must rise between 0 and the vocabulary of 23"),
-        ({"factor": 0}, TABLE, "factor 0 must be at least 1"),
-        ({"tied": True, "project": False}, CLUSTERS, "project has no effect when tied"),
-        ({"tied": True, "project": False}, FACTORS, "embedding/factorized projects by itself"),
-    ],
-)
-def test_adaptive_softmax_refusals(options: dict[str, Any], embedding: dict[str, Any], message: str) -> None:
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "no divisor": ({"name": "grouped_query", "kv_heads": 3}, "kv_heads 3 does not divide n_heads 4: one of 1, 2, 4"),
+    "no heads": ({"name": "grouped_query", "kv_heads": 0}, "kv_heads 0 does not divide"),
+    "nothing shared": ({"name": "collaborative", "shared": 0}, "mixer 'collaborative': shared"),
+    "too few": ({"name": "collaborative", "shared": 3, "start": "heads"}, "needs a feature for each of n_heads 4"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals(case: str) -> None:
+    settings, message = REFUSALS[case]
     with pytest.raises(UserError, match=message):
-        head_of("adaptive_softmax", embedding_of(embedding), **options)
+        build_model(parse(ArchSpec, {**GPT, "sublayers": {"s": settings}}), 13, 12)
 
 
-def test_adaptive_softmax_is_counted_by_zipf_s_law() -> None:
-    tree = {"d_model": 16, "n_heads": 2, "depth": 1, "norm": "none", "position": "none"}
-    plain = count(parse(ArchSpec, tree), 200, 50)
-    head = {"name": "adaptive_softmax", "cutoffs": [20, 80], "factor": 2}
-    cost = count(parse(ArchSpec, {**tree, "head": head}), 200, 50)
-    total = sum(1 / (w + 1) for w in range(200))
-    members = [round(50 * sum(1 / (w + 1) for w in range(*bounds)) / total) for bounds in ((20, 80), (80, 200))]
-    tails = members[0] * (16 * 8 + 8 * 60) + members[1] * (16 * 4 + 4 * 120)
-    expected = 50 * 2 * 16 * (20 + 2) + 2 * tails
-    assert round(50 * (cost.flops_forward - plain.flops_forward)) == expected - 50 * 2 * 16 * 200
-    assert cost.params_by_slot["head"] == 16 * 22 + 16 * 8 + 8 * 60 + 16 * 4 + 4 * 120
+@pytest.mark.parametrize("position", ["rope", "shaw"])
+def test_positions_of_other_features(position: str) -> None:
+    """A position made for heads of d_head features meets shared ones: refused, unless they are as many."""
+    arch = {**GPT, "position": position, "sublayers": {"s": {"name": "collaborative"}}}
+    x = torch.zeros(1, 12, dtype=torch.long)
+    with pytest.raises(UserError, match=f"position '{position}' .* shares 16: set shared to 4"):
+        build_model(parse(ArchSpec, arch), 13, 12).log_probs(x)
+    arch["sublayers"] = {"s": {"name": "collaborative", "shared": 4}}
+    assert build_model(parse(ArchSpec, arch), 13, 12).log_probs(x).isfinite().all()
 
 
-# --- mixture of softmaxes
+CHECKED: list[tuple[str, dict[str, Any]]] = [
+    ("grouped_query", {"kv_heads": 1}),
+    ("grouped_query", {"kv_heads": 4, "d_value": 3}),
+    ("collaborative", {"shared": 3}),
+]
 
 
-def mixture(head: Any, x: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
-    """log sum_k pi_k softmax(W tanh(W_k h)), in plain probabilities."""
-    h = x * scale
-    pi = (h @ head.prior.weight.T).exp()
-    pi = pi / pi.sum(-1, keepdim=True)
-    p: Any = 0
-    for k, matrix in enumerate(head.context.weight.view(-1, 12, 12)):
-        part = (torch.tanh(h @ matrix.T) @ weight.T).exp()
-        p = p + pi[..., k, None] * part / part.sum(-1, keepdim=True)
-    return p.log()
-
-
-@pytest.mark.parametrize("room", [2**24, 0], ids=["at once", "one at a time"])
-@pytest.mark.parametrize("scaled", [True, False])
-@pytest.mark.parametrize("embedding", [TABLE, FACTORS, CLUSTERS, None])
-def test_mixture_of_softmaxes(
-    embedding: dict[str, Any] | None, scaled: bool, room: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(heads_mixture, "ROOM", room)
-    made = embedding_of(embedding or TABLE)
-    head = head_of("mixture_of_softmaxes", made, softmaxes=4, scaled=scaled, tied=embedding is not None)
-    weight = made.rows() if embedding else head.project.weight
-    x = random(B, T, 12).requires_grad_()
-    expected = mixture(head, x, weight, 12**-0.5 if scaled else 1.0)
-    near(array(head.log_probs(x)), array(expected))
-    nll = -expected.gather(-1, TOKENS[..., None])[..., 0]
-    near(array(head.nll(x, TOKENS)), array(nll))
-    parameters = [x, *head.parameters(), *(made.parameters() if embedding else [])]
-    same_gradients(head.nll(x, TOKENS), nll, parameters)
-    smooth = head.objective(x, TOKENS, 0.1, 0.0)
-    near(array(smooth[0]), array(0.9 * nll - 0.1 * expected.mean(-1)))
-    near(array(smooth[1]), array(nll))
-    same_gradients(smooth[0], 0.9 * nll - 0.1 * expected.mean(-1), parameters)
-
-
-def test_mixture_gradcheck() -> None:
-    head = head_of("mixture_of_softmaxes", softmaxes=3)
-    x = random(1, 3, 12).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: head.nll(x, TOKENS[:1, :3]), (x,))
-
-
-def test_a_mixture_of_one_is_a_softmax() -> None:
-    embedding = embedding_of()
-    head, plain = head_of("mixture_of_softmaxes", embedding, softmaxes=1), head_of("softmax", embedding)
-    x = random(B, T, 12)
-    h = torch.tanh(x @ head.context.weight.T)
-    near(array(head.log_probs(x)), array(plain.log_probs(h)))
-    near(array(head.nll(x, TOKENS)), array(plain.nll(h, TOKENS)))
-
-
-def test_mixture_refusals() -> None:
-    with pytest.raises(UserError, match="softmaxes 0 must be at least 1"):
-        head_of("mixture_of_softmaxes", softmaxes=0)
-    with pytest.raises(UserError, match=r"set train\.z_loss to 0"):
-        head_of("mixture_of_softmaxes").objective(random(B, T, 12), TOKENS, 0.0, 0.1)
-
-
-@pytest.mark.parametrize("room", [2**24, 0])
-def test_mixture_flops(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 K (d + d^2 + d V) for each token; the backward pass makes scores again where they were not held."""
-    monkeypatch.setattr(heads_mixture, "ROOM", room)
-    tree = {"d_model": 16, "n_heads": 2, "depth": 1, "norm": "none", "position": "none"}
-    plain = count(parse(ArchSpec, tree), 50, 8)
-    cost = count(parse(ArchSpec, {**tree, "head": {"name": "mixture_of_softmaxes", "softmaxes": 5}}), 50, 8)
-    extra = 2 * 5 * (16 + 16 * 16 + 16 * 50) - 2 * 16 * 50
-    assert cost.flops_forward - plain.flops_forward == extra
-    again = 0 if room else 2 * 5 * 16 * 50
-    assert cost.flops_backward - plain.flops_backward == 2 * extra + again
-    assert cost.params_total - plain.params_total == 5 * 16 + 5 * 16 * 16
-
-
-def test_mixture_starts_larger_where_it_is_scaled() -> None:
-    """x d^-1/2 and matrices of deviation 1, as in the mesh code of Narang et al.: the same function at the start."""
-    for scaled, deviation in ((True, 1.0), (False, 64**-0.5)):
-        head = {"name": "mixture_of_softmaxes", "scaled": scaled}
-        tree = {"d_model": 64, "n_heads": 2, "depth": 1, "init": "t5", "head": head}
-        model = build_model(parse(ArchSpec, tree), 23, 4)
-        for weight in (model.head.prior.weight, model.head.context.weight):
-            assert abs(weight.std().item() / deviation - 1) < 0.06
-
-
-# --- half precision
-
-
-@pytest.mark.parametrize("name", ["softmax", "adaptive_softmax", "mixture_of_softmaxes", "bert"])
-def test_logarithms_are_in_float32(name: str) -> None:
-    embedding, x = embedding_of().float(), random(B, T, 12).float()
-    head = head_of(name, embedding).float()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        log_p, nll = head.log_probs(x), head.nll(x, TOKENS)
-    assert log_p.dtype == nll.dtype == torch.float32
-    assert (log_p.exp().sum(-1) - 1).abs().max() < 1e-5
-
-
-# --- bert
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_bert_head(tied: bool) -> None:
-    embedding = embedding_of()
-    head = head_of("bert", embedding, tied=tied)
-    x = random(B, T, 12)
-    h = x.numpy() @ array(head.hidden.weight).T + array(head.hidden.bias)
-    h = h * np.vectorize(lambda each: 0.5 * (1 + math.erf(each / math.sqrt(2))))(h)
-    h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
-    h = h * array(head.norm.gain) + array(head.norm.shift)
-    weight = array(embedding.table.weight if tied else head.project.weight)
-    near(array(head.logits(x)), h @ weight.T + array(head.bias))
-    assert sum(p.numel() for p in head.parameters()) == 12 * 12 + 12 + 24 + 23 + (0 if tied else 23 * 12)
-
-
-# --- classifiers
-
-
-@pytest.mark.parametrize("pool", ["mean", "max", "first", "attention"])
-@pytest.mark.parametrize("padded", [True, False])
-def test_classify(pool: str, padded: bool) -> None:
-    head = make("head", "classify", replace(SITE, classes=3, causal=False), embedding_of(), pool=pool)
-    x, y = random(B, T, 12), torch.tensor([2, 0])
-    ctx, lengths = context(), [T, 4] if padded else [T, T]
-    if padded:
-        ctx.valid_BT = torch.arange(T)[None] < torch.tensor(lengths)[:, None]
-    for b, length in enumerate(lengths):
-        rows = x[b, :length].numpy()
-        pooled = {"mean": rows.mean(0), "max": rows.max(0), "first": rows[0]}.get(pool)
-        if pooled is None:
-            u = np.tanh(rows @ array(head.attend.weight).T + array(head.attend.bias)) @ array(head.query)
-            pooled = (np.exp(u) / np.exp(u).sum()) @ rows
-        logits = pooled @ array(head.project.weight).T + array(head.project.bias)
-        log_p = logits - np.log(np.exp(logits).sum())
-        near(array(head.log_probs(x, ctx)[b]), log_p)
-        loss, nll = head.objective(x, ctx, y, 0.1, 0.0)
-        near(array(nll[b]), -log_p[y[b]])
-        near(array(loss[b]), -0.9 * log_p[y[b]] - 0.1 * log_p.mean())
-    near(array(head.nll(x, ctx, y)), array(head.objective(x, ctx, y, 0.0, 0.0)[0]))
-    with pytest.raises(UserError, match=r"set train\.z_loss to 0"):
-        head.objective(x, ctx, y, 0.0, 0.1)
-
-
-def test_classify_smooths_as_torch_does() -> None:
-    tree = {"d_model": 12, "n_heads": 3, "depth": 1, "head": "classify"}
-    model = our_model(tree, 23, T, causal=False, classes=4)
-    x, ctx = model(TOKENS)
-    loss = model.head.objective(x, ctx, torch.tensor([1, 3]), 0.2, 0.0)[0]
-    expected = F.cross_entropy(model.head.logits(x, ctx), torch.tensor([1, 3]), reduction="none", label_smoothing=0.2)
-    near(array(loss), array(expected))
+@pytest.mark.parametrize(("name", "options"), CHECKED)
+def test_contracts_with_other_options(name: str, options: dict[str, Any]) -> None:
+    keep_contracts(name, options)

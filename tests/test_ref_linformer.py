@@ -10,27 +10,19 @@ import numpy as np
 import pytest
 import torch
 from reference import SITE, B, T, array, context, make, near, random
+from reference_attention import GPT, PROJECTIONS, costs, finish, heads_of, keep_contracts
 from torch import Tensor, nn
 
 from ablate import registry
 from ablate.build import build_model
-from ablate.checks import model as model_checks
-from ablate.checks import time as time_checks
 from ablate.contracts import Cache
-from ablate.cost import count
 from ablate.errors import UserError
 from ablate.probe import probe
 from ablate.spec import ArchSpec, Component, parse
-from ablate.subject import Subject
 
 K, H = SITE.d_head, SITE.n_heads
 BOTH = replace(SITE, causal=False)
 SHARING = ("headwise", "kv", "none")
-
-
-def heads_of(x: np.ndarray, linear: Any) -> np.ndarray:
-    y = x @ array(linear.weight).T + array(linear.bias)
-    return y.reshape(*y.shape[:2], H, -1)
 
 
 def matrices(mixer: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -42,10 +34,6 @@ def matrices(mixer: Any) -> tuple[np.ndarray, np.ndarray]:
 def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     weights = np.exp(k @ q / math.sqrt(K))
     return weights @ v / weights.sum()
-
-
-def finish(mixer: Any, y: np.ndarray) -> np.ndarray:
-    return y.reshape(*y.shape[:2], -1) @ array(mixer.out.weight).T + array(mixer.out.bias)
 
 
 @pytest.mark.parametrize("length", [1, 9, 16])
@@ -205,14 +193,6 @@ def test_decoding(block: int, pieces: list[int]) -> None:
 # --- costs
 
 
-GPT = {"d_model": 16, "n_heads": 4, "depth": 1, "d_ff": 24, "bias": False, "order": "s", "position": "none"}
-FIXED = 2 * 16 * 13 + 8 * 16 * 16
-
-
-def costs(name: str, length: int = 24, causal: bool = True, **options: Any) -> Any:
-    return count(parse(ArchSpec, {**GPT, "sublayers": {"s": {"name": name, **options}}}), 13, length, causal)
-
-
 @pytest.mark.parametrize(("sharing", "matrices"), [("headwise", 2), ("kv", 1), ("none", 8)])
 def test_costs_of_a_linformer(sharing: str, matrices: int) -> None:
     """2 m n, m n, 2 H m n parameters; 4 m d for the mixtures and 4 m H k for attention, whatever the length."""
@@ -220,7 +200,7 @@ def test_costs_of_a_linformer(sharing: str, matrices: int) -> None:
     for length in (24, 7):
         cost = costs("linformer", length, causal=False, rank=5, sharing=sharing)
         assert cost.params_total - plain.params_total == matrices * 5 * length
-        assert cost.flops_forward == cost.flops_algorithmic == FIXED + 4 * 5 * 16 + 4 * 5 * 16
+        assert cost.flops_forward == cost.flops_algorithmic == PROJECTIONS + 4 * 5 * 16 + 4 * 5 * 16
 
 
 @pytest.mark.parametrize("length", [5, 24, 26])
@@ -231,8 +211,8 @@ def test_costs_of_block_causal(length: int) -> None:
     mixtures = 4 * 16 * 2 * 6 * blocks / length
     executed = 4 * 16 * (-(-length // 6) * 6) * (6 + 2 * blocks) / length
     needed = 4 * 16 * sum(t % 6 + 1 + 2 * (t // 6) for t in range(length)) / length
-    assert cost.flops_forward == pytest.approx(FIXED + mixtures + executed, rel=1e-12)
-    assert cost.flops_algorithmic == pytest.approx(FIXED + mixtures + needed, rel=1e-12)
+    assert cost.flops_forward == pytest.approx(PROJECTIONS + mixtures + executed, rel=1e-12)
+    assert cost.flops_algorithmic == pytest.approx(PROJECTIONS + mixtures + needed, rel=1e-12)
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
@@ -259,8 +239,4 @@ def test_refusals(case: str) -> None:
     ],
 )
 def test_contracts_with_other_options(name: str, options: dict[str, Any]) -> None:
-    subject = Subject(registry.find("mixer", name), Component(name, tuple(options.items())))
-    for each in ("shape", "gradient", "rows", "meta", "bf16", "effect"):
-        getattr(model_checks, f"check_{each}")(subject)
-    for each in ("lengths", "causal", "mixes", "padding", *(["cache"] if subject.entry.causal else [])):
-        getattr(time_checks, f"check_{each}")(subject)
+    keep_contracts(name, options)

@@ -97,7 +97,7 @@ def lstm_step(gates: Tensor, c: Tensor) -> State:
 
 
 def run(cells: Any, x_BTD: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-    """`cells`, an nn.LSTM, over a sequence; without values the products of all steps in one, which is counted fast."""
+    """`cells`, an nn.LSTM, over a sequence; without values the products of all steps in one, to count them fast."""
     if not x_BTD.is_meta:
         return cells(x_BTD, state)
     weight_ih, weight_hh, *biases = cells.parameters()
