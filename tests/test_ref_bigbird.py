@@ -166,6 +166,7 @@ def test_refusals(case: str) -> None:
 
 
 CHECKED: list[tuple[str, dict[str, Any]]] = [
+    ("bigbird", {"block": 1, "random_blocks": 1}),
     ("bigbird", {"block": 3, "random_blocks": 1}),
     ("bigbird", {"block": 2, "random_blocks": 0, "global_blocks": 5}),
 ]

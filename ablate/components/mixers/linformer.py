@@ -117,8 +117,8 @@ class BlockCausalLinformer(Compressed):
             mixed = past[2:]
         S, C = k_BHSK.shape[2], self.block
         full = (S if ctx.cache is not None else S - 1) // C * C
-        new = self.mixtures(*(each[:, :, :full].unflatten(2, (-1, C)).transpose(1, 2) for each in (k_BHSK, v_BHSK)))
-        new = tuple(each.transpose(1, 2).flatten(2, 3) for each in new)
+        blocks = (each[:, :, :full].unflatten(2, (-1, C)).transpose(1, 2) for each in (k_BHSK, v_BHSK))
+        new = [each.transpose(1, 2).flatten(2, 3) for each in self.mixtures(*blocks)]
         mixed = tuple(torch.cat(pair, 2) for pair in zip(mixed, new, strict=True))
         ctx.remember((k_BHSK[:, :, full:], v_BHSK[:, :, full:], *mixed))
         return self.attend(q_BHTK, k_BHSK, v_BHSK, ctx, mixed)

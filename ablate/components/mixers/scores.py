@@ -83,8 +83,8 @@ class GaussianAttention(Attention):
     """softmax(-|q_t - k_s|^2 / (2 sigma^2) + bias + mask) V: kernel regression for each head.
 
     Computed as (q . k - |k|^2 / 2) / sigma^2, which differs by what depends on the query alone. sigma^2 is
-    sqrt(d_head), so that keys of one length make it scaled dot products; `learned`: that is where a log sigma for each
-    head starts.
+    sqrt(d_head), so that keys of one length make it scaled dot products; `learned`: a log sigma for each head starts
+    there.
     """
 
     def __init__(self, site: Site, *, learned: bool = False, d_value: int | None = None, dropout: float = 0.0):

@@ -118,8 +118,8 @@ class SlidingWindow(Attention):
             first_N1G = pos[before * size :][: self.prefix].expand(n, 1, -1)
             first_NCG = (first_N1G <= pos_NC1) | torch.tensor(not self.causal, device=pos.device)
             seen_NCW = torch.cat((first_NCG, seen_NCW), -1)
-            pos_N1W = torch.cat((first_N1G, pos_N1W.masked_fill(pos_N1W < self.prefix, -1)), -1)
-        own_NCW = pos_NC1 == pos_N1W  # so that no row of the softmax is empty
+            pos_N1W = torch.cat((first_N1G, pos_N1W), -1)
+        own_NCW = pos_NC1 == pos_N1W  # so that no row of the softmax is empty, at padding either
         if ctx.valid_BT is None:
             return (seen_NCW | own_NCW)[None]
         valid_BN1W = ctx.valid_BT[:, pos_N1W.clamp(0, T - 1)]
