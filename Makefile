@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/ablate run experiments/quickstart.yaml
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

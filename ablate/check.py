@@ -5,7 +5,12 @@ A component is put into its slot of a small model and the model is probed: `abla
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,9 +40,10 @@ from ablate.checks.time import (
 )
 from ablate.checks.training import check_factors, check_optimises, check_round_trip
 from ablate.errors import UserError
-from ablate.registry import load
+from ablate.registry import add_plugin, load, plugin_files
 from ablate.subject import MODELS, CheckFailed, Subject, subjects
 
+WORTH_A_PROCESS = 20  # subjects: a process takes some seconds to start
 Check = Callable[[Subject], None]
 EVERYWHERE: tuple[Check, ...] = (
     check_documented,
@@ -85,34 +91,50 @@ def checks_for(subject: Subject) -> tuple[Check, ...]:
 
 
 def check_components(name: str | None = None, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-    """Run all checks on every component, or on those of one name. Raises `UserError` for an unknown name."""
+    """Run all checks on every component, or on those of one name. Raises `UserError` for an unknown name.
+
+    Many are shared out among processes, one to a processor.
+    """
+    chosen = list(subjects(name))
     results = []
-    torch.set_num_threads(1)
-    for subject in subjects(name):
-        failed: dict[str, str] = {}
-        passed = []
-        for check in checks_for(subject):
-            label = check.__name__.removeprefix("check_")
-            try:
-                check(subject)
-                passed.append(label)
-            except (CheckFailed, UserError) as problem:
-                failed[label] = str(problem)
-            except Exception as error:  # a component may raise anything
-                failed[label] = f"raises {type(error).__name__}: {error}"
-        results.append(
-            {
-                "slot": subject.entry.slot,
-                "name": subject.entry.name,
-                "subject": subject.name,
-                "passed": passed,
-                "failed": failed,
-            }
-        )
-        if say:
-            verdict = "ok" if not failed else "FAILED " + "; ".join(f"{key}: {each}" for key, each in failed.items())
-            say(f"{subject.name:<40} {len(passed):>2} passed  {verdict}")
+    with contextlib.ExitStack() as stack:
+        verdicts: Iterable[dict[str, Any]] = map(check_one, chosen)
+        processes = min(os.cpu_count() or 1, len(chosen) // WORTH_A_PROCESS)
+        if processes > 1:
+            spawn = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(processes, spawn, _add_plugins, (list(plugin_files()),))
+            verdicts = stack.enter_context(pool).map(check_one, chosen)
+        for verdict in verdicts:
+            results.append(verdict)
+            if say:
+                failed = "; ".join(f"{key}: {each}" for key, each in verdict["failed"].items())
+                words = f"FAILED {failed}" if failed else "ok"
+                say(f"{verdict['subject']:<40} {len(verdict['passed']):>2} passed  {words}")
     return results
+
+
+def check_one(subject: Subject) -> dict[str, Any]:
+    """All checks on one subject: which passed, and what failed."""
+    torch.set_num_threads(1)
+    failed: dict[str, str] = {}
+    passed = []
+    for check in checks_for(subject):
+        label = check.__name__.removeprefix("check_")
+        try:
+            check(subject)
+            passed.append(label)
+        except (CheckFailed, UserError) as problem:
+            failed[label] = str(problem)
+        except Exception as error:  # a component may raise anything
+            failed[label] = f"raises {type(error).__name__}: {error}"
+    entry = subject.entry
+    return {"slot": entry.slot, "name": entry.name, "subject": subject.name, "passed": passed, "failed": failed}
+
+
+def _add_plugins(files: list[str]) -> None:
+    """In a fresh process: what the user's plugins register."""
+    for file in files:
+        add_plugin(Path(file))
 
 
 def print_results(results: list[dict[str, Any]]) -> None:

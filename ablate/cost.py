@@ -67,7 +67,8 @@ def count(arch: ArchSpec, vocab: int, max_len: int, causal: bool = True, **shape
     assert total == sum(by_slot.values())
     embedding = sum(n for slot, n in by_slot.items() if slot in EMBEDDING_SLOTS)
     forward, backward, spared, kept = _flops(model, max_len)
-    cache, state = _cache_bytes(model, max_len) if form_of(arch) in ("tokens", "pair") else (0, 0)
+    decodes = causal and form_of(arch) in ("tokens", "pair")
+    cache, state = _cache_bytes(model, max_len) if decodes else (0, 0)
     idle = sum(module.idle_parameters() for module in model.modules() if isinstance(module, Slot))
     return Cost(
         params_total=total,

@@ -323,7 +323,7 @@ def test_the_source_hash_is_of_what_a_count_depends_on(tmp_path: Path, monkeypat
         "build.py",
         "contracts.py",
         "cost.py",
-        "spec.py",
+        "arch.py",
     ]
     for name in names:
         (package / name).write_text((package / name).read_text() + "x = 1\n")

@@ -220,9 +220,10 @@ def test_the_page_of_components_has_all_slots_and_checks() -> None:
         re.findall(r"^\| (\w+) \|", text.split(title)[1].split("\n## ")[0], re.MULTILINE)[1:]
         for title in ("## The slots", "## What is checked")
     )
-    assert slots == list(registry.SLOTS)
+    assert slots == [*registry.SLOTS, "model"]
     every = {each for name in registry.SLOTS for each in (*check.EVERYWHERE, *check.BY_SLOT.get(name, ()))}
-    assert set(checks) == {each.__name__.removeprefix("check_") for each in (*every, check.check_cache)}
+    every |= {*check.FITTED, *check.IN_TIME, check.check_cache, check.check_padding}
+    assert set(checks) == {each.__name__.removeprefix("check_") for each in every}
 
 
 def test_the_page_of_results_names_the_files_of_a_report(tmp_path: Path) -> None:

@@ -471,17 +471,21 @@ def test_list_json(printed: Callable[..., Any]) -> None:
     assert all(set(each) >= {"slot", "name", "paper", "causal", "options"} for each in entries)
     assert len({(each["slot"], each["name"]) for each in entries}) == len(entries)
     by_name = {(each["slot"], each["name"]): each for each in entries}
-    assert by_name["position", "rope"]["options"] == {"base": 10000.0}
+    assert by_name["position", "rope"]["options"] == {"base": 10000.0, "pairs": "halves", "fraction": 1.0}
     assert by_name["variant", "rope"]["options"] == {"arch.position": "rope"}
     assert by_name["preset", "gpt2"]["options"]["arch.d_model"] == 768
-    assert all(each["paper"] for each in entries) and all(each["causal"] is True for each in entries)
+    assert all(each["paper"] for each in entries)
+    assert by_name["mixer", "attention"]["causal"] is True and by_name["mixer", "fnet"]["causal"] is False
     for slot in ("mixer", "variant", "preset", "tokenizer", "schedule"):
         assert printed("list", slot) == [each for each in entries if each["slot"] == slot] != []
 
 
 def test_every_listed_variant_can_be_used(write: Callable[..., Path], printed: Callable[..., Any]) -> None:
-    names = [each["name"] for each in printed("list", "variant")]
-    made = specs(write, BASE + f"variants: [baseline, {', '.join(names)}]\n")
+    listed = printed("list", "variant")
+    pairs = {each["name"] for each in listed if "arch.encoder_order" in each["options"]}  # they need an encoder
+    assert pairs == {"evolved_transformer"}
+    names = [each["name"] for each in listed if each["name"] not in pairs and "sandwich" not in each["name"]]
+    made = specs(write, BASE.replace("depth: 1", "depth: 4") + f"variants: [baseline, {', '.join(names)}]\n")
     assert len(made) == len(names) + 1
 
 

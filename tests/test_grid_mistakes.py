@@ -77,7 +77,7 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
         "component",
         DEPTH,
         "position: ropee #!",
-        ("unknown position 'ropee'", "did you mean 'rope'?", "alibi, learned"),
+        ("unknown position 'ropee'", "did you mean 'rope'?", "alibi, binary"),
     ),
     (
         "option of a component",
@@ -143,7 +143,7 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("null", DEPTH, "depth: #!", ("None is null, must be int",)),
     ("no depth", DEPTH, "depth: 0 #!", ("base.arch.depth", "0 must be at least 1")),
     ("heads", "n_heads: 2", "n_heads: 3 #!", ("3 does not divide d_model 16", "1, 2, 4, 8, 16", "d_head")),
-    ("unknown letter", DEPTH, "order: sfx #!", ("unknown sublayer 'x'", "known: f, s")),
+    ("unknown letter", DEPTH, "order: sfx #!", ("unknown sublayer 'x'", "known: c, f, s")),
     ("empty order", DEPTH, "order: '' #!", ("is empty", "at least one sublayer")),
     ("negative lr", BATCH, f"{BATCH}\n    lr: -1e-3 #!", ("base.train.lr", "-0.001 must be positive")),
     ("infinite lr", BATCH, f"{BATCH}\n    lr: .inf #!", ("must be a finite number",)),

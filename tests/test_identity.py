@@ -198,6 +198,10 @@ OTHERS: dict[str, dict[str, Any]] = {
         "sharing": "all",
         "init": "gpt2",
         "head": {"name": "softmax", "tied": False},
+        "stack": "universal",
+        "encoder": True,
+        "swap": {"by": "glu", "every": 2},
+        "model": "nnlm",
     },
     "data": {
         "tokenizer": "characters",
@@ -224,17 +228,19 @@ OTHERS: dict[str, dict[str, Any]] = {
         "diverge_above": 2.0,
     },
 }
-ONE_CHOICE = {"stack", "task"}  # slots with a single component so far
+ONE_CHOICE = {"task"}  # slots with a single component so far
+OF_AN_ENCODER = {"encoder_depth": 2, "encoder_order": "fs", "share_embeddings": False}
 
 
 def test_every_setting_counts() -> None:
     """Each field of an architecture, of data and of training has its share in the id."""
     for section, cls in (("arch", ArchSpec), ("data", DataSpec), ("train", TrainSpec)):
-        names = {each.name for each in fields(cls)} - ONE_CHOICE - PLACES - {"precision"}
+        names = {each.name for each in fields(cls)} - ONE_CHOICE - PLACES - {"precision"} - OF_AN_ENCODER.keys()
         assert OTHERS[section].keys() == names
         for key, value in OTHERS[section].items():
             assert changed({section: {key: value}}), key
     ids = [spec({section: {key: value}}).trial_id for section in OTHERS for key, value in OTHERS[section].items()]
+    ids += [spec({"arch": {"encoder": True, key: value}}).trial_id for key, value in OF_AN_ENCODER.items()]
     assert len(set(ids)) == len(ids)
     assert replace(spec({}), train=replace(spec({}).train, precision="bf16")).trial_id != spec({}).trial_id
 

@@ -56,6 +56,7 @@ def values(kind: str) -> st.SearchStrategy[Any]:
         "bool": st.booleans(),
         "str": st.text(max_size=5),
         "int | None": st.none() | st.integers(1, 50),
+        "list[int] | None": st.none() | st.lists(st.integers(1, 50), max_size=3),
         "float | None": st.none() | st.floats(0, 1),
     }[kind]
 
@@ -198,7 +199,7 @@ WRONG: list[tuple[type, Any, str, str]] = [
     (ArchSpec, {"d_model": 2.0}, "d_model", "2.0 is float, must be int"),
     (ArchSpec, {"d_ff": 0}, "d_ff", "0 must be at least 1"),
     (ArchSpec, {"n_heads": 3}, "n_heads", "3 does not divide d_model 128"),
-    (ArchSpec, {"order": "sx"}, "order", "unknown sublayer 'x'; known: f, s"),
+    (ArchSpec, {"order": "sx"}, "order", "unknown sublayer 'x'; known: c, f, s"),
     (ArchSpec, {"order": ""}, "order", "at least one sublayer"),
     (
         ArchSpec,
@@ -425,7 +426,7 @@ def test_a_missing_plugin(tmp_path: Path) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(UserError, match=r"unknown position 'rop'; did you mean 'rope'\? known: alibi, learned, none"):
+    with pytest.raises(UserError, match=r"unknown position 'rop'; did you mean 'rope'\? known: alibi, binary"):
         find("position", "rop")
     with pytest.raises(UserError, match=r"unknown slot 'mixers'; did you mean 'mixer'\?"):
         catalogue("mixers")
