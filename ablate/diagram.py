@@ -99,8 +99,7 @@ def _tower(x: int, arch: Mapping[str, Any], differs: set[str], side: str) -> Dra
         order, depth = arch["encoder_order"], arch["encoder_depth"]
     elif side == "decoder":
         order = arch["decoder_order"]
-    drawing.arrow()
-    start = drawing.y
+    start = drawing.y + GAP
     for letter in order:
         _sublayer(drawing, letter, arch, differs)
     many = f"× {depth}" + ("" if arch["sharing"]["name"] == "none" else f", shared: {words(arch['sharing'])}")
@@ -121,7 +120,7 @@ def _sublayer(drawing: Drawing, letter: str, arch: Mapping[str, Any], differs: s
     residual, norm = arch["residual"]["name"], words(arch["norm"])
     normed = arch["norm"]["name"] != "none"
     changed = "norm" in differs or "residual" in differs
-    below = drawing.y - GAP // 2
+    below = drawing.y + GAP // 2  # on the arrow into what comes first
     if normed and residual in ("pre", "sandwich", "rezero", "none"):
         drawing.box(norm, changed)
     part = arch["sublayers"][letter]
@@ -129,8 +128,8 @@ def _sublayer(drawing: Drawing, letter: str, arch: Mapping[str, Any], differs: s
     text = f"{letter}: {words(part)}"
     if swap is not None and swap["sublayer"] == letter:
         where = f"every {swap['every']}" if swap["every"] else f"layer {swap['layer']}"
-        text += f" ({words(swap['by'])} in {where})"
-    drawing.box(text, bool({"mixer", "channel", "pattern"} & differs) or (swap is not None and "(" in text))
+        text = f"{letter}: {part['name']}; {swap['by']['name']} in {where}"
+    drawing.box(text, bool({arch["slots"][letter], "pattern"} & differs))
     if normed and residual == "sandwich":
         drawing.box(norm, changed)
     if residual == "none":
@@ -142,7 +141,8 @@ def _sublayer(drawing: Drawing, letter: str, arch: Mapping[str, Any], differs: s
 
 def words(part: Mapping[str, Any]) -> str:
     """A component's name with its options."""
-    options = ", ".join(f"{key}={value}" for key, value in part.items() if key != "name" and value is not None)
+    given = {key: value for key, value in part.items() if key != "name" and value is not None}
+    options = ", ".join(f"{key}={str(value).lower()}" for key, value in given.items())
     return f"{part['name']}({options})" if options else str(part["name"])
 
 

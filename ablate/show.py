@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ablate.arch import registry_slot
 from ablate.build import build_on_meta, form_of
 from ablate.contracts import Norm, Position
 from ablate.cost import count
@@ -89,7 +90,12 @@ def drawing(tree: dict[str, Any]) -> str:
     """The SVG of what `describe` describes."""
     arch: ArchSpec = parse(ArchSpec, tree["arch"])
     final = load(find("residual", arch.residual.name)).needs_final_norm  # type: ignore[attr-defined]
-    facts = {**tree["arch"], "decoder_order": arch.decoder_order, "final_norm": final and arch.norm.name != "none"}
+    facts = {
+        **tree["arch"],
+        "decoder_order": arch.decoder_order,
+        "final_norm": final and arch.norm.name != "none",
+        "slots": {letter: registry_slot(part) for letter, part in arch.sublayers},
+    }
     return draw(tree["name"], facts, tree["differs_in"])
 
 

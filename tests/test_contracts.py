@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ablate.build import build_model, refuse_misfits
+from ablate.build import build_model, form_of, refuse_misfits
 from ablate.check import Subject, checks_for, subjects
 from ablate.errors import SpecError, UserError
 from ablate.overlays import Overlay, ladders, overlays
@@ -109,12 +109,13 @@ def test_overlay(overlay: Overlay) -> None:
     assert parse(TrainSpec, train)
     assert {path.split(".")[0] for path in overlay.settings} <= {"arch", "train"}
     assert "<svg" in drawing(described)
-    model = build_model(arch, 11, LENGTH).eval()
+    causal = form_of(arch) in ("tokens", "pair")
+    model = build_model(arch, 11, LENGTH, causal=causal, classes=10).eval()
     assert sum(parameter.numel() for parameter in model.parameters()) == described["params_total"]
     tokens = torch.arange(LENGTH)[None] % 11
     with torch.no_grad():
-        log_probs = model.log_probs(*[tokens] * (2 if arch.encoder else 1))
-    assert log_probs.shape == (1, LENGTH, 11) and log_probs.isfinite().all()
+        log_probs = model.log_probs(*[tokens] * (len(model.example(1, LENGTH)) - 1))
+    assert log_probs.shape == ((1, LENGTH, 11) if causal else (1, 10)) and log_probs.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ ROWS: dict[str, tuple[int, float | None]] = {
     "factorized_embedding": (BLOCKS + FACTORS + TABLE, 227),
     "factorized_shared_embedding": (BLOCKS + FACTORS, 202),
     "tied_encoder_decoder_input_embeddings": (BLOCKS + 2 * TABLE, 248),
-    "tied_decoder_input_output_embeddings": (BLOCKS + 2 * TABLE, 248),
+    "tied_decoder_input_and_output_embeddings": (BLOCKS + 2 * TABLE, 248),
     "untied_embeddings": (BLOCKS + 3 * TABLE, 273),
     "adaptive_input_embeddings": (BLOCKS + ADAPTIVE, 204),
     "mixture_of_softmaxes": (BLOCKS + TABLE + 15 * D + 15 * D * D, 232),
@@ -51,6 +51,8 @@ ROWS: dict[str, tuple[int, float | None]] = {
     "synthesizer_random": (270_041_088, None),
     "synthesizer_random_plus": (298_352_640, None),
     "synthesizer_factorized": (199_262_208, None),
+    "lightweight_convolution": (BLOCKS + TABLE + 2 * L * 9 * D, 224),  # and a bias a layer
+    "synthesizer_dense_plus": (BLOCKS + TABLE + 2 * L * 64 * 512, None),
     "switch_transformer": (BLOCKS + TABLE + 6 * (31 * FFN + 32 * D), 1100),
     "mixture_of_experts": (BLOCKS + TABLE + 6 * (15 * FFN + 16 * D), 648),
     "weighted_transformer": (3 * L * (ATTENTION + FFN) + TABLE, 280),

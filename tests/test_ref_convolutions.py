@@ -141,7 +141,8 @@ def test_weight_dropout(name: str) -> None:
     assert {round(each, 9) for each in ratio.unique().tolist()} == {0.0, 2.0} and 0.45 < (
         ratio == 0
     ).double().mean() < 0.55
-    assert registry.find("mixer", name).defaults == {"kernel": 7, "weight_dropout": 0.0}
+    defaults = registry.find("mixer", name).defaults
+    assert (defaults["kernel"], defaults["weight_dropout"]) == (7, 0.0)
 
 
 @pytest.mark.parametrize("name", [*BOTH, "gated_conv", "bytenet", "convolution"])
@@ -294,3 +295,31 @@ def test_bytenet_s_cycle_and_kernel() -> None:
     changed[:, 0] += 1
     moved = (wide(changed, context()) - wide(x, context())).abs().amax((0, 2)) > 0
     assert moved.tolist() == [t in (0, 4) for t in range(T)]
+
+
+def test_lightweight_filters_of_every_channel() -> None:
+    """As many heads as channels, by another name."""
+    site = replace(SITE, n_heads=SITE.d_model)
+    ours, heads = (
+        make("mixer", "lightweight_conv", at, **how) for at, how in ((SITE, {"filters": "channels"}), (site, {}))
+    )
+    ours.load_state_dict(heads.state_dict())
+    near(array(ours(random(B, T, 12), context())), array(heads(random(B, T, 12), context())))
+
+
+def test_lightweight_pointwise_matrix() -> None:
+    """Between convolution and W_out: two matrices that could be one. At width 768 its layer is the mesh code's."""
+    two, one = (make("mixer", "lightweight_conv", SITE, pointwise=each) for each in (True, False))
+    x = random(B, T, 12)
+    with torch.no_grad():
+        for name in ("gated", "out"):
+            getattr(one, name).load_state_dict(getattr(two, name).state_dict())
+        one.weight.copy_(two.weight)
+        one.out.weight.copy_(two.out.weight @ two.pointwise.weight)
+        one.out.bias.copy_(two.out.bias + two.out.weight @ two.pointwise.bias)
+    near(array(two(x, context())), array(one(x, context())), 1e-11)
+    d = 768
+    with torch.device("meta"):
+        site = replace(SITE, d_model=d, n_heads=12, d_head=64, bias=False)
+        layer = make("mixer", "lightweight_conv", site, kernel=9, filters="channels", pointwise=True)
+    assert sum(p.numel() for p in layer.parameters()) == 4 * d * d + 9 * d + d

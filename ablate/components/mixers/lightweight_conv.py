@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,12 +44,23 @@ class LightweightConvolution(GatedDepthwise):
     `weight_dropout` drops normalised weights in training (DropConnect; the paper takes 0.1). Inputs before the
     first are zero and keep their share of the weights. Where the task sees both sides the window is centred.
     3 d^2 + n_heads kernel weights. Differs from the paper: one kernel for all layers, where it widens with depth
-    (3, 7, 15, 31...).
+    (3, 7, 15, 31...). `filters: channels` has weights for every channel, and `pointwise` a matrix (d, d) with a bias
+    between convolution and W_out: both as in the code of Narang et al. 2021, 4 d^2 + (kernel + 1) d.
     """
 
-    def __init__(self, site: Site, *, kernel: int = 7, weight_dropout: float = 0.0):
+    def __init__(
+        self,
+        site: Site,
+        *,
+        kernel: int = 7,
+        filters: Literal["heads", "channels"] = "heads",
+        pointwise: bool = False,
+        weight_dropout: float = 0.0,
+    ):
         super().__init__(site, kernel, weight_dropout)
-        self.weight = nn.Parameter(torch.empty(site.n_heads, kernel))
+        rows = site.n_heads if filters == "heads" else site.d_model
+        self.weight = nn.Parameter(torch.empty(rows, kernel))
+        self.pointwise = Linear(site.d_model, site.d_model, bias=True) if pointwise else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -56,9 +69,10 @@ class LightweightConvolution(GatedDepthwise):
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         padded_BTD = self.window.extend(F.glu(self.gated(x_BTD), -1), ctx)
         weights_HJ = self.normalise(self.weight)
-        weights_DJ = weights_HJ.repeat_interleave(x_BTD.shape[-1] // self.n_heads, 0)
+        weights_DJ = weights_HJ.repeat_interleave(x_BTD.shape[-1] // len(weights_HJ), 0)
         y_BDT = F.conv1d(padded_BTD.transpose(1, 2), weights_DJ[:, None], groups=len(weights_DJ))
-        return self.out(y_BDT.transpose(1, 2))
+        y_BTD = y_BDT.transpose(1, 2)
+        return self.out(y_BTD if self.pointwise is None else self.pointwise(y_BTD))
 
     def uncounted_flops(self, length: int) -> tuple[float, float]:
         # the gradient of grouped weights is counted as that of d_model x d_model weights
