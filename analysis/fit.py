@@ -144,6 +144,8 @@ def _fit_one(part: pd.DataFrame, x: str, y: str, draws: int) -> dict[str, object
     at = np.array([where for where, _ in points])
     row: dict[str, object] = {"n": len(part), "points": len(points), "law": None}
     law = ScalingLaw()
+    if not (at > 0).all():
+        return {**row, "note": f"not fitted: {x} is 0, as of models that are fitted by counting"}
     try:
         law.fit(at, np.array([losses.mean() for _, losses in points]))
     except NotEnoughPoints as error:

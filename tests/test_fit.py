@@ -303,3 +303,10 @@ def test_published_learning_curves_are_extrapolated_as_well_as_by_others(
         errors.append(np.sqrt(np.mean(np.log(law.predict(held_out["Seen Examples"]) / held_out["Loss"]) ** 2)))
     assert len(errors) == 5
     assert np.mean(errors) == pytest.approx(expected, rel=0.03)  # it is printed with two or three digits
+
+
+def test_a_model_that_costs_nothing_has_no_law() -> None:
+    """An n-gram is fitted by counting: no FLOPs to fit over, and no reason to stop the report."""
+    rows = [{"variant": "ngram", "size": "a", "budget": b, "train_flops": 0.0, "loss": 2.0 / b} for b in (1, 2, 3, 4)]
+    (row,) = fit_variants(pd.DataFrame(rows)).to_dict("records")
+    assert row["law"] is None and row["note"].startswith("not fitted: train_flops is 0")
