@@ -217,6 +217,10 @@ def refuse_misfits(arch: ArchSpec, causal: bool) -> None:
 
     One that is declared `causal=False`, where the future must not be seen; one for another form of model.
     """
+    if arch.model is None and form_of(arch) == "image":
+        if registry.find("head", arch.head.name).form != "classify":
+            problem = f"embedding {arch.embedding.name!r} reads images, and head {arch.head.name!r} says something of"
+            raise UserError(f"{problem} every token: set arch.head to classify")
     letters = dict(arch.sublayers)
     ahead = [letters[letter] for letter in arch.decoder_order]  # where a decoder must not see ahead
     parts: list[tuple[str | tuple[str, ...], Component]] = [(SUBLAYER, part) for part in letters.values()]

@@ -96,6 +96,12 @@ def test_row(row: tuple[dict[str, Any], str, str, str], place: str) -> None:
     assert not expected, "is not refused"
 
 
+def test_an_image_has_no_next_token() -> None:
+    with pytest.raises(UserError, match="embedding 'patch' reads images, and head 'softmax' says something of every"):
+        probe(arch_of({"embedding": "patch"}, False), 13, 17, causal=False, image=(2, 8, 8), classes=3)
+    probe(arch_of({"embedding": "patch", "head": "classify"}, False), 13, 17, False, image=(2, 8, 8), classes=3)
+
+
 def test_adaptive_softmax_has_no_label_smoothing() -> None:
     """The mass that smoothing gives to all words is not defined by clusters."""
     model = build_model(arch_of({"embedding": "adaptive", "head": "adaptive_softmax"}, False), 13, 12)
