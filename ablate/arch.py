@@ -140,6 +140,8 @@ class ArchSpec:
                     raise SpecError([name], "needs an encoder: set arch.encoder to true")
             object.__setattr__(self, "share_embeddings", True)  # there is one input embedding
             return
+        if "c" not in dict(self.sublayers):  # a specification of one tower has dropped it as unused
+            object.__setattr__(self, "sublayers", (("c", Component("cross")), *self.sublayers))
         if self.encoder_depth is None:
             object.__setattr__(self, "encoder_depth", self.depth)
         if self.encoder_order is None:

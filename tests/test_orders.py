@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,6 +86,10 @@ def test_cross_attention_follows_every_mixer(settings: dict[str, Any], encoder: 
     made = arch(encoder=True, **settings)
     assert (made.encoder_order, made.decoder_order) == (encoder, decoder)
     assert arch(**{**settings, "encoder_order": None, "order": "sf"}).decoder_order == "sf"
+
+
+def test_an_encoder_for_a_decoder() -> None:
+    assert replace(arch(), encoder=True) == arch(encoder=True)
 
 
 def test_depths_of_two_towers() -> None:
