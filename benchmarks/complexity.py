@@ -19,7 +19,7 @@ from ablate.contracts import Context, Site
 from ablate.spec import Component
 from benchmarks.measure import interleaved
 
-LENGTHS, WIDTHS, ROUNDS = (256, 512, 1024, 2048), (64, 128, 256), 7
+LENGTHS, WIDTHS, ROUNDS = (512, 1024, 2048, 4096), (32, 64, 128, 256), 5
 LAYERS = {  # table 1: complexity per layer, sequential operations, maximum path length
     "attention": (Component("attention"), "n² d", "1", "1"),
     "lstm": (Component("lstm"), "n d²", "n", "n"),
@@ -31,14 +31,22 @@ LAYERS = {  # table 1: complexity per layer, sequential operations, maximum path
 def table() -> list[list[str]]:
     torch.set_num_threads(1)
     rows = [
-        ["layer", "table 1", "sequential", "path", "time ~ n^a d^b", "FLOPs ~ n^a d^b", "at n ≥ 1024: time ~ n^a"]
+        [
+            "layer",
+            "table 1",
+            "sequential",
+            "path",
+            "time ~ n^a d^b",
+            "FLOPs ~ n^a d^b",
+            "n ≥ 2048, d ≤ 64: time ~ n^a",
+        ]
     ]
     for name, (component, theory, sequential, path) in LAYERS.items():
         times, flops = {}, {}
         for d in WIDTHS:
             for n in LENGTHS:
                 times[n, d], flops[n, d] = _measure(component, n, d)
-        long = {key: value for key, value in times.items() if key[0] >= 1024}
+        long = {key: value for key, value in times.items() if key[0] >= 2048 and key[1] <= 64}
         rows.append([name, theory, sequential, path, _fitted(times), _fitted(flops), f"n^{_exponents(long)[0]:.2f}"])
     return rows
 
