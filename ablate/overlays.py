@@ -8,10 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ablate.errors import UserError, unknown
 from ablate.yamlfile import Document, read_yaml
 
 FOLDER = Path(__file__).parent / "variants"
+QUICK = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of these files no mistake has to be explained
 BASELINE = "baseline"  # the base as it stands
 
 
@@ -51,7 +54,7 @@ def ladders() -> dict[str, Mapping[str, Mapping[str, Any]]]:
 
 
 def _documents() -> list[Document]:
-    return [read_yaml(file) for file in sorted(FOLDER.glob("*.yaml"))]
+    return [read_yaml(file, QUICK) for file in sorted(FOLDER.glob("*.yaml"))]
 
 
 def compose(name: str) -> list[Overlay]:

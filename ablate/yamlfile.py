@@ -50,8 +50,11 @@ class Document:
         return UserError(f"{self.file}:{line}: {where + ': ' if where else ''}{problem}")
 
 
-def read_yaml(file: Path) -> Document:
-    """Read one file. Raises `UserError` with the file and line for what is not YAML, or is ambiguous."""
+def read_yaml(file: Path, loader: Any = yaml.SafeLoader) -> Document:
+    """Read one file, by one of PyYAML's loaders.
+
+    Raises `UserError` with the file and line for what is not YAML, or is ambiguous.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -63,14 +66,14 @@ def read_yaml(file: Path) -> Document:
         raise UserError(f"{file}:{line}: not UTF-8 text: byte 0x{error.object[error.start]:02x}") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    return parse_yaml(text, file)
+    return parse_yaml(text, file, loader)
 
 
-def parse_yaml(text: str, file: Path) -> Document:
+def parse_yaml(text: str, file: Path, loader: Any = yaml.SafeLoader) -> Document:
     """The same, from text."""
     document = Document(file, text)
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=loader)
         if node is not None:
             document.value = _value(node, (), document, ())
     except yaml.MarkedYAMLError as error:

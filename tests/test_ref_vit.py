@@ -69,7 +69,7 @@ def test_patch_refusals(options: dict[str, Any], site: dict[str, Any], message: 
 
 
 def test_an_image_has_no_tokens_to_predict() -> None:
-    with pytest.raises(UserError, match="sees the future"):
+    with pytest.raises(UserError, match="reads images, and head 'softmax' says something of every token"):
         our_model({"d_model": 12, "n_heads": 3, **VIT, "head": "softmax"}, 5, 7, image=IMAGE, classes=3)
 
 
