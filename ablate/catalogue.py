@@ -10,6 +10,12 @@ from ablate.errors import UserError, unknown
 from ablate.overlays import overlays
 
 NAMED = ("variant", "preset")
+FORMS = {  # what a component is for, where that is not a model of tokens
+    "pair": "  (encoder-decoder)",
+    "classify": "  (classifier)",
+    "image": "  (images)",
+    "denoise": "  (denoiser of images)",
+}
 
 
 def catalogue_json(slot: str | None) -> list[dict[str, Any]]:
@@ -25,6 +31,7 @@ def catalogue_json(slot: str | None) -> list[dict[str, Any]]:
                     "name": entry.name,
                     "paper": entry.paper,
                     "causal": entry.causal,
+                    "form": entry.form,
                     "options": entry.defaults,
                     "summary": entry.doc.split("\n\n")[0].replace("\n", " "),
                 }
@@ -53,7 +60,8 @@ def print_catalogue(entries: list[dict[str, Any]]) -> None:
             slot = entry["slot"]
             print(f"\n{slot}" if entry is not entries[0] else slot)
         causal = "" if entry["causal"] else "  (not causal)"
-        print(f"  {entry['name']}{causal}")
+        form = FORMS.get(entry.get("form", ""), "")
+        print(f"  {entry['name']}{form}{causal}")
         if "summary" in entry:
             print(textwrap.fill(entry["summary"], 100, initial_indent="      ", subsequent_indent="      "))
         if entry["options"]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ablate.context import Cache, Context, Linear, Memory, Role, Site, Tower
 from ablate.errors import UserError
+from ablate.precision import wide
 
 __all__ = [
     "Cache", "Channel", "ClassHead", "Context", "Embedding", "Head", "Init", "Layer", "Linear", "Loss", "Memory",
@@ -261,9 +262,7 @@ class ClassHead(Slot):
 
     def log_probs(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         """log p(c | x), (B, C), in float32 at least."""
-        logits_BC = self.logits(x_BTD, ctx)
-        wide = torch.float32 if logits_BC.dtype in (torch.bfloat16, torch.float16) else logits_BC.dtype
-        return logits_BC.to(wide).log_softmax(-1)
+        return wide(self.logits(x_BTD, ctx)).log_softmax(-1)
 
     def nll(self, x_BTD: Tensor, ctx: Context, y_B: Tensor) -> Tensor:
         """-log p(y | x) in nats, (B,)."""

@@ -81,14 +81,15 @@ def read_options(cls: ast.ClassDef, tree: ast.Module, file: Path) -> tuple[Optio
     """The keyword-only arguments of the class's constructor, or of the nearest base's that has one."""
     for node in cls.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            return _options_of(node, f"{file}:{node.lineno}: {cls.name}")
+            return _options_of(node, f"{file}:{node.lineno}: {cls.name}", tree, file)
     for base in cls.bases:
-        if isinstance(base, ast.Name) and (found := _find_class(base.id, tree, file)):
-            return read_options(*found)
+        if isinstance(base, ast.Name) and (found := _find(base.id, tree, file)):
+            node, tree, file = found
+            return read_options(node, tree, file) if isinstance(node, ast.ClassDef) else ()
     return ()
 
 
-def _options_of(init: ast.FunctionDef, place: str) -> tuple[Option, ...]:
+def _options_of(init: ast.FunctionDef, place: str, tree: ast.Module, file: Path) -> tuple[Option, ...]:
     arguments = init.args
     if arguments.vararg or arguments.kwarg:
         raise UserError(f"{place}: a component takes no *args and no **kwargs; name every option")
@@ -99,7 +100,8 @@ def _options_of(init: ast.FunctionDef, place: str) -> tuple[Option, ...]:
         if default is None or argument.annotation is None:
             raise UserError(f"{place}: option {argument.arg!r} needs a type and a default")
         try:
-            option = Option(argument.arg, ast.unparse(argument.annotation), ast.literal_eval(default))
+            kind = _written_out(argument.annotation, tree, file)
+            option = Option(argument.arg, ast.unparse(kind), ast.literal_eval(default))
         except ValueError:
             raise UserError(f"{place}: the default of option {argument.arg!r} must be a literal") from None
         try:
@@ -110,10 +112,19 @@ def _options_of(init: ast.FunctionDef, place: str) -> tuple[Option, ...]:
     return tuple(options)
 
 
-def _find_class(name: str, tree: ast.Module, file: Path) -> tuple[ast.ClassDef, ast.Module, Path] | None:
+def _written_out(kind: ast.expr, tree: ast.Module, file: Path) -> ast.expr:
+    """A type, or what stands for it where it is a name that a module gives to one: `Activation = Literal[...]`."""
+    if isinstance(kind, ast.Name) and (found := _find(kind.id, tree, file)) and isinstance(found[0], ast.Assign):
+        return found[0].value
+    return kind
+
+
+def _find(name: str, tree: ast.Module, file: Path) -> tuple[ast.stmt, ast.Module, Path] | None:
     """The definition of `name` as seen from `tree`: in the file itself, or imported from this package."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
+            return node, tree, file
+        if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == name for to in node.targets):
             return node, tree, file
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ablate":
             for alias in node.names:
@@ -122,7 +133,7 @@ def _find_class(name: str, tree: ast.Module, file: Path) -> tuple[ast.ClassDef, 
     return None
 
 
-def _find_in_package(module: str, name: str) -> tuple[ast.ClassDef, ast.Module, Path] | None:
+def _find_in_package(module: str, name: str) -> tuple[ast.stmt, ast.Module, Path] | None:
     if module == "ablate":
         from ablate import EXPORTS
 
@@ -131,4 +142,4 @@ def _find_in_package(module: str, name: str) -> tuple[ast.ClassDef, ast.Module, 
     file = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
     if not file.is_file():
         return None
-    return _find_class(name, ast.parse(file.read_text(encoding="utf-8")), file)
+    return _find(name, ast.parse(file.read_text(encoding="utf-8")), file)

@@ -58,6 +58,21 @@ def undisturbed_long(tmp_path_factory: pytest.TempPathFactory, token_cache: Path
 
 
 @pytest.fixture
+def ledger(tmp_path: Path, token_cache: Path) -> Ledger:
+    """A results folder of the test's own."""
+    from runs import new_results
+
+    return new_results(tmp_path / "results", token_cache)
+
+
+@pytest.fixture
+def other_ledger(tmp_path: Path, token_cache: Path) -> Ledger:
+    from runs import new_results
+
+    return new_results(tmp_path / "other", token_cache)
+
+
+@pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
     """`write(text, name="grid.yaml")`: a file in the test's own folder."""
 

@@ -10,12 +10,8 @@ import numpy as np
 from reference import SITE, array, context, make
 from torch import Tensor
 
-from ablate import registry
-from ablate.checks import model as model_checks
-from ablate.checks import time as time_checks
 from ablate.cost import Cost, count
-from ablate.spec import ArchSpec, Component, parse
-from ablate.subject import Subject
+from ablate.spec import ArchSpec, parse
 
 H = SITE.n_heads
 Rule = Callable[[int, int, int], bool]  # head, query, key -> seen
@@ -60,12 +56,3 @@ def costs(name: str, length: int = 24, causal: bool = True, **options: Any) -> C
 def needed(cost: Cost) -> float:
     """Keys a token: the scores and weighted sums that the definition needs, over the 4 H k of one."""
     return (cost.flops_algorithmic - PROJECTIONS) / (4 * 16)
-
-
-def keep_contracts(name: str, options: dict[str, Any]) -> None:
-    """The checks of `ablate check` that can depend on an option."""
-    subject = Subject(registry.find("mixer", name), Component(name, tuple(options.items())))
-    for each in ("shape", "gradient", "rows", "meta", "bf16", "effect"):
-        getattr(model_checks, f"check_{each}")(subject)
-    for each in ("lengths", "causal", "mixes", "padding", *(["cache"] if subject.entry.causal else [])):
-        getattr(time_checks, f"check_{each}")(subject)

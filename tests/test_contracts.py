@@ -12,9 +12,9 @@ from ablate.build import build_model, form_of, refuse_misfits
 from ablate.check import Subject, checks_for, subjects
 from ablate.errors import SpecError, UserError
 from ablate.overlays import Overlay, ladders, overlays
-from ablate.registry import KINDS, SLOTS, catalogue
+from ablate.registry import KINDS, SLOTS, catalogue, find
 from ablate.show import describe, drawing
-from ablate.spec import ArchSpec, TrainSpec, parse, to_tree
+from ablate.spec import ArchSpec, Component, TrainSpec, parse, to_tree
 
 CASES = [(subject, check) for subject in subjects() for check in checks_for(subject)]
 LENGTH = 8
@@ -29,6 +29,44 @@ SIZES = {"arch.d_model": 16, "arch.n_heads": 2, "arch.d_head": 8, "arch.d_ff": 2
     ],
 )
 def test_contract(subject: Subject, check: Callable[[Subject], None]) -> None:
+    check(subject)
+
+
+# settings of numbers, which the registry does not list, of mixers whose masks or shapes hang on them
+NUMBERS: list[tuple[str, dict[str, Any]]] = [
+    ("additive", {"d_value": 3}),
+    ("concat", {"dropout": 0.0}),
+    ("gaussian", {"learned": True, "d_value": 7}),
+    ("bilinear", {"d_value": 7}),
+    ("grouped_query", {"kv_heads": 1}),
+    ("grouped_query", {"kv_heads": 4, "d_value": 3}),
+    ("collaborative", {"shared": 3}),
+    ("sliding_window", {"window": 2}),
+    ("sliding_window", {"window": 30}),
+    ("longformer", {"window": 4, "global_tokens": 3}),
+    ("longformer", {"global_tokens": 7, "dilated_heads": 2}),
+    ("longformer", {"global_tokens": 0, "dilated_heads": 4, "dilation": 3}),
+    ("longformer", {"global_tokens": 11}),
+    ("bigbird", {"block": 1, "random_blocks": 1}),
+    ("bigbird", {"block": 3, "random_blocks": 1}),
+    ("bigbird", {"block": 2, "random_blocks": 0, "global_blocks": 5}),
+    ("linformer", {"rank": 1}),
+    ("linformer", {"rank": 20, "sharing": "none", "d_value": 3}),
+    ("linformer_block_causal", {"block": 5, "rank": 7, "sharing": "none"}),
+    ("linformer_block_causal", {"block": 1, "rank": 1, "d_value": 7}),
+]
+MIXERS = [Subject(find("mixer", name), Component(name, tuple(options.items()))) for name, options in NUMBERS]
+
+
+@pytest.mark.parametrize(
+    ("subject", "check"),
+    [
+        pytest.param(subject, check, id=f"{subject.name}-{check.__name__.removeprefix('check_')}")
+        for subject in MIXERS
+        for check in checks_for(subject)
+    ],
+)
+def test_contract_with_numbers(subject: Subject, check: Callable[[Subject], None]) -> None:
     check(subject)
 
 

@@ -13,7 +13,9 @@ from conftest import ROOT, Cli
 from own_plugins import own_plugins
 from runs import new_results, with_database
 
+from ablate import registry
 from ablate.cli import main
+from ablate.errors import UserError
 from ablate.grid import load_grid
 from ablate.plan import Plan, make_plan
 
@@ -157,3 +159,31 @@ def test_run(cli: Cli, mine: Path, capsys: pytest.CaptureFixture[str], token_cac
     assert "3 finished" in done.stdout
     tree = printed(capsys, "plan", grid, *arguments)
     assert (tree["trials"], tree["done"]) == (3, 3)
+
+
+NAMED = """\
+from typing import Literal
+
+from ablate.components.mixers.attention import Score
+from ablate.contracts import Channel, Site
+from ablate.registry import register
+
+Shape = Literal["round", "square"]
+
+
+@register("channel", "shaped", paper="none")
+class Shaped(Channel):
+    def __init__(self, site: Site, *, shape: Shape = "round", score: Score = "dot", other: Unknown = None):
+        super().__init__(site)
+"""
+
+
+def test_an_options_type_may_have_a_name(tmp_path: Path) -> None:
+    """Given in the file itself, or imported from the package; another is refused by name."""
+    file = tmp_path / "shaped.py"
+    file.write_text(NAMED)
+    with pytest.raises(UserError, match="option .other.: options of type Unknown"):
+        registry.add_plugin(file)
+    file.write_text(NAMED.replace(", other: Unknown = None", ""))
+    (entry,) = registry.add_plugin(file)
+    assert [option.type for option in entry.options] == ["Literal['round', 'square']", "Literal['scaled_dot', 'dot']"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from reference import SITE, B, T, array, context, make, near, random
-from reference_attention import GPT, Rule, costs, finish, full, keep_contracts, masked, needed
+from reference_attention import GPT, Rule, costs, finish, full, masked, needed
 from torch import Tensor, nn
 
 from ablate import registry
@@ -163,15 +163,3 @@ def test_refusals(case: str) -> None:
     settings, message = REFUSALS[case]
     with pytest.raises(UserError, match=message):
         build_model(parse(ArchSpec, {**GPT, "sublayers": {"s": settings}}), 13, 12)
-
-
-CHECKED: list[tuple[str, dict[str, Any]]] = [
-    ("bigbird", {"block": 1, "random_blocks": 1}),
-    ("bigbird", {"block": 3, "random_blocks": 1}),
-    ("bigbird", {"block": 2, "random_blocks": 0, "global_blocks": 5}),
-]
-
-
-@pytest.mark.parametrize(("name", "options"), CHECKED)
-def test_contracts_with_other_options(name: str, options: dict[str, Any]) -> None:
-    keep_contracts(name, options)

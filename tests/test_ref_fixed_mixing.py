@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import SITE, TABLE, B, T, array, context, make, near, random
+from reference import SITE, TABLE, B, T, array, context, decoded, make, near, random
 from torch import Tensor
 
 from ablate import registry
 from ablate.build import build_model
-from ablate.contracts import Cache, Context
 from ablate.cost import count
 from ablate.errors import UserError
 from ablate.spec import ArchSpec, Component, parse
@@ -263,9 +262,4 @@ def test_counts_of_mlp_mixer() -> None:
 @pytest.mark.parametrize("pieces", [[1] * T, [5, 4], [2, 7]])
 def test_decoding(name: str, pieces: list[int]) -> None:
     mixer, x = make("mixer", name, SITE), random(B, T, 12)
-    cache, outputs, start = Cache(), [], 0
-    for piece in pieces:
-        positions = torch.arange(start, start + piece)
-        outputs.append(mixer(x[:, start : start + piece], Context(None, positions, cache)))  # type: ignore[arg-type]
-        start += piece
-    near(array(torch.cat(outputs, 1)), array(mixer(x, context())))
+    near(array(decoded(mixer, x, pieces)), array(mixer(x, context())))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference import SITE, B, T, array, context, make, near, random
-from reference_attention import GPT, costs, keep_contracts
+from reference import SITE, B, T, array, context, make, near, random, torch_attention
+from reference_attention import GPT, costs
 from torch import nn
 
 from ablate import registry
@@ -182,11 +182,7 @@ def test_collaborative_with_heads_of_their_own_is_torch_s() -> None:
     mixer = make("mixer", "collaborative", replace(SITE, d_head=3, causal=False), start="heads")
     mixer.reset_parameters()
     near(array(mixer.mixing), np.kron(np.eye(4), np.ones((1, 3))))
-    theirs = nn.MultiheadAttention(12, 4, batch_first=True, dtype=torch.float64)
-    with torch.no_grad():
-        theirs.in_proj_weight.copy_(torch.cat((mixer.q.weight, mixer.k.weight, mixer.v.weight)))
-        theirs.in_proj_bias.copy_(torch.cat((mixer.q.bias, mixer.k.bias, mixer.v.bias)))
-        theirs.out_proj.load_state_dict(mixer.out.state_dict())
+    theirs = torch_attention(mixer)
     x = random(B, T, 12)
     near(array(mixer(x, context())), array(theirs(x, x, x, need_weights=False)[0]))
 
@@ -233,15 +229,3 @@ def test_positions_of_other_features(position: str) -> None:
         build_model(parse(ArchSpec, arch), 13, 12).log_probs(x)
     arch["sublayers"] = {"s": {"name": "collaborative", "shared": 4}}
     assert build_model(parse(ArchSpec, arch), 13, 12).log_probs(x).isfinite().all()
-
-
-CHECKED: list[tuple[str, dict[str, Any]]] = [
-    ("grouped_query", {"kv_heads": 1}),
-    ("grouped_query", {"kv_heads": 4, "d_value": 3}),
-    ("collaborative", {"shared": 3}),
-]
-
-
-@pytest.mark.parametrize(("name", "options"), CHECKED)
-def test_contracts_with_other_options(name: str, options: dict[str, Any]) -> None:
-    keep_contracts(name, options)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from reference import SITE, B, T, array, context, make, near, random
-from reference_attention import GPT, PROJECTIONS, costs, finish, heads_of, keep_contracts
+from reference_attention import GPT, PROJECTIONS, costs, finish, heads_of
 from torch import Tensor, nn
 
 from ablate import registry
@@ -227,16 +227,3 @@ def test_refusals(case: str) -> None:
     settings, message = REFUSALS[case]
     with pytest.raises(UserError, match=message):
         build_model(parse(ArchSpec, {**GPT, "sublayers": {"s": settings}}), 13, 12, causal=False)
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("linformer", {"rank": 1}),
-        ("linformer", {"rank": 20, "sharing": "none", "d_value": 3}),
-        ("linformer_block_causal", {"block": 5, "rank": 7, "sharing": "none"}),
-        ("linformer_block_causal", {"block": 1, "rank": 1, "d_value": 7}),
-    ],
-)
-def test_contracts_with_other_options(name: str, options: dict[str, Any]) -> None:
-    keep_contracts(name, options)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from reference import SITE, B, T, array, context, make, near, random
-from reference_attention import GPT, Rule, costs, finish, full, keep_contracts, masked, needed
+from reference_attention import GPT, Rule, costs, finish, full, masked, needed
 from torch import nn
 
 from ablate.build import build_model
@@ -154,16 +154,3 @@ def test_refusals(case: str) -> None:
     settings, message = REFUSALS[case]
     with pytest.raises(UserError, match=message):
         build_model(parse(ArchSpec, {**GPT, "sublayers": {"s": settings}}), 13, 12)
-
-
-CHECKED: list[tuple[str, dict[str, Any]]] = [
-    ("longformer", {"window": 4, "global_tokens": 3}),
-    ("longformer", {"global_tokens": 7, "dilated_heads": 2}),
-    ("longformer", {"global_tokens": 0, "dilated_heads": 4, "dilation": 3}),
-    ("longformer", {"global_tokens": 11}),
-]
-
-
-@pytest.mark.parametrize(("name", "options"), CHECKED)
-def test_contracts_with_other_options(name: str, options: dict[str, Any]) -> None:
-    keep_contracts(name, options)

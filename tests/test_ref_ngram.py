@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from reference import SITE, near
-from runs import job, new_results, plan_of, spec, train
+from runs import job, plan_of, spec, train
 
 from ablate import registry
 from ablate.build import build_model
@@ -243,16 +243,6 @@ def test_it_costs_no_parameters_and_no_products() -> None:
 
 
 NGRAM = {"arch.model": {"name": "ngram", "order": 3}}
-
-
-@pytest.fixture
-def ledger(tmp_path: Path, token_cache: Path) -> Ledger:
-    return new_results(tmp_path / "results", token_cache)
-
-
-@pytest.fixture
-def other_ledger(tmp_path: Path, token_cache: Path) -> Ledger:
-    return new_results(tmp_path / "other", token_cache)
 
 
 def test_a_trial_counts_up_to_each_evaluation(ledger: Ledger) -> None:

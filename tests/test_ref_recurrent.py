@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference import SITE, B, T, array, context, make, near, random
+from reference import SITE, B, T, array, context, decoded, make, near, random
 from torch import Tensor, nn
 
 from ablate import registry
-from ablate.contracts import Cache, Context
 from ablate.cost import count
 from ablate.errors import UserError
 from ablate.spec import ArchSpec, Component, parse
@@ -151,12 +150,7 @@ def test_sigmoid_is_half_a_tanh() -> None:
 @pytest.mark.parametrize("pieces", [[1] * T, [5, 4]])
 def test_decoding(name: str, options: dict[str, Any], pieces: list[int]) -> None:
     mixer, x = make("mixer", name, SITE, hidden=7, **options), random(B, T, 12)
-    cache, outputs, start = Cache(), [], 0
-    for piece in pieces:
-        positions = torch.arange(start, start + piece)
-        outputs.append(mixer(x[:, start : start + piece], Context(None, positions, cache)))  # type: ignore[arg-type]
-        start += piece
-    near(array(torch.cat(outputs, 1)), array(mixer(x, context())))
+    near(array(decoded(mixer, x, pieces)), array(mixer(x, context())))
 
 
 # --- gradients over distance

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import SITE, B, T, array, context, jitter, make, near, random
+from reference import SITE, B, T, array, context, jitter, layer_norm, make, near, random
 from torch import Tensor, nn
 
 from ablate.build import build_model, build_on_meta
@@ -35,11 +35,6 @@ def model_of(*, jittered: bool = True, causal: bool = True, **settings: Any) -> 
     if jittered:
         jitter(model, seed=6)
     return model
-
-
-def layer_norm(x: np.ndarray, norm: Any) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * array(norm.gain) + array(norm.shift)
 
 
 # --- the update rules

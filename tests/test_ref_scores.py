@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from reference import SITE, B, T, array, context, make, near, random
-from reference_attention import GPT, costs, keep_contracts
+from reference_attention import GPT, costs
 from torch import Tensor
 
 from ablate import registry
@@ -192,16 +192,3 @@ def test_refusals(case: str) -> None:
     settings, message = REFUSALS[case]
     with pytest.raises(UserError, match=message):
         build_model(parse(ArchSpec, {**GPT, "sublayers": {"s": settings}}), 13, 12)
-
-
-CHECKED: list[tuple[str, dict[str, Any]]] = [
-    ("additive", {"d_value": 3}),
-    ("concat", {"dropout": 0.0}),
-    ("gaussian", {"learned": True, "d_value": 7}),
-    ("bilinear", {"d_value": 7}),
-]
-
-
-@pytest.mark.parametrize(("name", "options"), CHECKED)
-def test_contracts_with_other_options(name: str, options: dict[str, Any]) -> None:
-    keep_contracts(name, options)

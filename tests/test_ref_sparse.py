@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from reference import SITE, B, T, array, context, make, near, random
-from reference_attention import GPT, PROJECTIONS, costs, finish, keep_contracts, masked, needed
+from reference_attention import GPT, PROJECTIONS, costs, finish, masked, needed
 from torch import Tensor, nn
 
 from ablate.build import build_model
@@ -222,14 +222,3 @@ def test_a_row_of_padding_gives_numbers(name: str) -> None:
     y = mixer(x, ctx)
     y.sum().backward()
     assert y.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
-
-
-CHECKED: list[tuple[str, dict[str, Any]]] = [
-    ("sliding_window", {"window": 2}),
-    ("sliding_window", {"window": 30}),
-]
-
-
-@pytest.mark.parametrize(("name", "options"), CHECKED)
-def test_contracts_with_other_options(name: str, options: dict[str, Any]) -> None:
-    keep_contracts(name, options)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import EXACT, SITE, TABLE, B, T, array, context, make, near, random
+from reference import EXACT, SITE, TABLE, B, T, array, context, layer_norm, make, near, random, torch_attention
 from torch import Tensor, nn
 
 from ablate import registry
@@ -67,11 +67,7 @@ def test_attention_without_biases() -> None:
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_is_torch_s(causal: bool) -> None:
     mixer = make("mixer", "attention", replace(SITE, d_head=3, causal=causal))
-    theirs = nn.MultiheadAttention(12, 4, batch_first=True, dtype=torch.float64)
-    with torch.no_grad():
-        theirs.in_proj_weight.copy_(torch.cat((mixer.q.weight, mixer.k.weight, mixer.v.weight)))
-        theirs.in_proj_bias.copy_(torch.cat((mixer.q.bias, mixer.k.bias, mixer.v.bias)))
-        theirs.out_proj.load_state_dict(mixer.out.state_dict())
+    theirs = torch_attention(mixer)
     x = random(B, T, 12)
     mask = torch.ones(T, T).triu(1).bool() if causal else None
     near(array(mixer(x, context())), array(theirs(x, x, x, attn_mask=mask, need_weights=False)[0]))
@@ -203,11 +199,6 @@ def test_no_norm() -> None:
     norm = make("norm", "none", 12)
     x = random(B, T, 12)
     assert torch.equal(norm(x), x) and not list(norm.parameters())
-
-
-def layer_norm(x: np.ndarray, norm: Any) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * array(norm.gain) + array(norm.shift)
 
 
 def test_residuals() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import job, new_results, spec, train
+from runs import job, spec, train
 
 from ablate import registry
 from ablate.data.corpora import corpus_of
@@ -36,16 +36,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "nesterov": {"train.optimizer": {"name": "sgd", "nesterov": True}},
     **{f"schedule {each.name}": {"train.schedule": each.name} for each in registry.catalogue("schedule")},
 }
-
-
-@pytest.fixture
-def ledger(tmp_path: Path, token_cache: Path) -> Ledger:
-    return new_results(tmp_path / "results", token_cache)
-
-
-@pytest.fixture
-def other_ledger(tmp_path: Path, token_cache: Path) -> Ledger:
-    return new_results(tmp_path / "other", token_cache)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ablate.contracts import Embedding, Head, Linear, Site
 from ablate.errors import UserError
+from ablate.precision import wide
 from ablate.registry import register
 
 
@@ -83,11 +84,6 @@ def refuse_untieable(head: Head, site: Site, embedding: Embedding) -> None:
             f"head {head.component.split('/')[-1]!r} with tied: true needs a ({site.vocab}, {site.d_model}) table, "
             f"which embedding {embedding.component.split('/')[-1]!r} does not have: set arch.head.tied to false"
         )
-
-
-def wide(logits: Tensor) -> Tensor:
-    """In float32 at least."""
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def _cross_entropy(logits_BTV: Tensor, y_BT: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ablate.components.embeddings_adaptive import AdaptiveEmbedding, clusters
-from ablate.components.heads import refuse_untieable, wide
+from ablate.components.heads import refuse_untieable
 from ablate.contracts import Embedding, Head, Linear, Site
 from ablate.errors import UserError, within
+from ablate.precision import wide
 from ablate.registry import register
 
 WHO = "head 'adaptive_softmax'"

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ablate.components.heads import WordHead, wide
+from ablate.components.heads import WordHead
 from ablate.contracts import Embedding, Linear, Site
 from ablate.errors import UserError, within
+from ablate.precision import wide
 from ablate.registry import register
 
 ROOM = 2**24  # scores that are held at once: 64 MiB of float32

@@ -16,9 +16,11 @@ from ablate.registry import register
 class VaswaniInit(Init):
     """Matrices Xavier-uniform, U(+-sqrt(6 / (d_in + d_out))); biases 0; embeddings N(0, 1/d_model)."""
 
+    draw = staticmethod(nn.init.xavier_uniform_)
+
     def __call__(self, module: nn.Module) -> None:
         if isinstance(module, Linear):
-            nn.init.xavier_uniform_(module.weight, gain=module.gain)
+            self.draw(module.weight, gain=module.gain)
             zero_bias(module)
         elif isinstance(module, Table):
             nn.init.normal_(module.weight, std=module.gain * module.width**-0.5)

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from ablate.components.channels.ffn import GLU
-from ablate.components.embeddings import Table
-from ablate.components.inits import VaswaniInit, zero_bias
+from ablate.components.inits import VaswaniInit
 from ablate.components.residuals_scaled import deepnorm_constants
-from ablate.contracts import Channel, Init, Linear, Mixer, Site
+from ablate.contracts import Channel, Linear, Mixer, Site
 from ablate.errors import UserError
 from ablate.registry import register
 
@@ -28,7 +27,7 @@ def own_matrices(sublayer: nn.Module) -> Iterator[Linear]:
 
 
 @register("init", "deepnorm", paper="Wang et al. 2022, arXiv:2203.00555, figure 2 (beta)")
-class DeepNormInit(Init):
+class DeepNormInit(VaswaniInit):
     """Xavier-normal, N(0, 2 g^2 / (d_in + d_out)): g is beta in W_1, W_2, W_V and W_O, and 1 elsewhere.
 
     1 in W_Q and W_K. beta is a constant of the tower, see `deepnorm_constants`; the two towers of an
@@ -39,12 +38,7 @@ class DeepNormInit(Init):
     the plain network's does.
     """
 
-    def __call__(self, module: nn.Module) -> None:
-        if isinstance(module, Linear):
-            nn.init.xavier_normal_(module.weight, gain=module.gain)
-            zero_bias(module)
-        elif isinstance(module, Table):
-            nn.init.normal_(module.weight, std=module.gain * module.width**-0.5)
+    draw = staticmethod(nn.init.xavier_normal_)
 
     @torch.no_grad()
     def tower(self, tower: nn.Module, site: Site) -> None:

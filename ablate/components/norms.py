@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ablate.contracts import Context, Norm
 from ablate.errors import UserError, within
+from ablate.precision import wide
 from ablate.registry import register
 
 
@@ -45,8 +46,8 @@ class RMSNorm(Norm):
         nn.init.ones_(self.gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        return F.rms_norm(wide, self.gain.shape, self.gain.to(wide.dtype), self.eps).to(x.dtype)
+        y = wide(x)
+        return F.rms_norm(y, self.gain.shape, self.gain.to(y.dtype), self.eps).to(x.dtype)
 
 
 @register("norm", "none", paper="the absence of normalisation, as in Zhang et al. 2019, arXiv:1901.09321")
@@ -88,8 +89,7 @@ class BatchStatistics(Norm):
             raise UserError(f"{self.who} would count padding in training: pack sequences to one length")
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        x_ND = wide.reshape(-1, x.shape[-1])
+        x_ND = wide(x).reshape(-1, x.shape[-1])
         if self.training and len(x_ND) < 2 and not x.is_meta:
             raise UserError(f"{self.who} needs two positions or more in a training batch: one has no variance")
         return self.normalised(x_ND).view_as(x).to(x.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ablate.components.positions_input import frequencies, sines
 from ablate.contracts import Context, Layer, Linear, Site, Stack
 from ablate.errors import UserError, within
+from ablate.precision import wide
 from ablate.registry import register
 
 
@@ -110,11 +111,10 @@ class Halting:
 
     def __init__(self, stack: UniversalStack, x_BTD: Tensor):
         self.stack = stack
-        wide = torch.float32 if x_BTD.dtype in (torch.bfloat16, torch.float16) else x_BTD.dtype
-        zeros_BT = torch.zeros(x_BTD.shape[:2], dtype=wide, device=x_BTD.device)
+        zeros_BT = torch.zeros_like(wide(x_BTD[..., 0]))
         self.sum_BT = self.remainder_BT = self.updates_BT = zeros_BT
         self.running_BT = torch.ones_like(zeros_BT, dtype=torch.bool)
-        self.out_BTD = torch.zeros_like(x_BTD, dtype=wide)
+        self.out_BTD = torch.zeros_like(x_BTD, dtype=zeros_BT.dtype)
 
     def weight(self, x_BTD: Tensor, last: bool) -> Tensor:
         """u of this step, from the state before the layers."""

@@ -13,6 +13,7 @@ from ablate.contracts import Channel, Context, Linear, Site
 from ablate.errors import within
 from ablate.registry import register
 
+Activation = Literal["relu", "gelu", "gelu_tanh", "swish", "elu", "selu", "sigmoid", "softplus", "identity"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,  # x Phi(x), Hendrycks and Gimpel 2016, arXiv:1606.08415
@@ -42,9 +43,7 @@ class FFN(Channel):
         self,
         site: Site,
         *,
-        activation: Literal[
-            "relu", "gelu", "gelu_tanh", "swish", "elu", "selu", "sigmoid", "softplus", "identity"
-        ] = "gelu",
+        activation: Activation = "gelu",
         dropout: float = 0.0,
     ):
         super().__init__(site)
@@ -72,9 +71,7 @@ class GLU(Channel):
         self,
         site: Site,
         *,
-        activation: Literal[
-            "relu", "gelu", "gelu_tanh", "swish", "elu", "selu", "sigmoid", "softplus", "identity"
-        ] = "sigmoid",
+        activation: Activation = "sigmoid",
         hidden: Literal["two_thirds", "multiple_of_8", "full"] = "two_thirds",
         dropout: float = 0.0,
     ):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.components.channels.ffn import FFN
+from ablate.components.channels.ffn import FFN, Activation
 from ablate.contracts import Context, Site
 from ablate.registry import register
 
@@ -25,9 +23,7 @@ class FixupFFN(FFN):
         self,
         site: Site,
         *,
-        activation: Literal[
-            "relu", "gelu", "gelu_tanh", "swish", "elu", "selu", "sigmoid", "softplus", "identity"
-        ] = "gelu",
+        activation: Activation = "gelu",
         dropout: float = 0.0,
     ):
         super().__init__(site, activation=activation, dropout=dropout)

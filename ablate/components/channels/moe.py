@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ablate.components.channels.ffn import Activation
 from ablate.components.channels.routing import Routed
 from ablate.contracts import Site
 from ablate.errors import within
@@ -43,9 +44,7 @@ class MixtureOfExperts(Routed):
         site: Site,
         *,
         experts: int = 4,
-        activation: Literal[
-            "relu", "gelu", "gelu_tanh", "swish", "elu", "selu", "sigmoid", "softplus", "identity"
-        ] = "gelu",
+        activation: Activation = "gelu",
         gated: bool = False,
         dropout: float = 0.0,
         balance: float = 0.01,

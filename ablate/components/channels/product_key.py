@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ablate.components.norms import LayerNorm
 from ablate.contracts import Channel, Context, Linear, Site
 from ablate.errors import UserError, within
+from ablate.precision import wide
 from ablate.registry import register
 
 
@@ -71,8 +72,7 @@ class ProductKey(Channel):
             q_NHPK = self.query_norm(q_NHPK)
         scores_NHPS = torch.einsum("nhpk,hpsk->nhps", q_NHPK, self.keys)
         score_NHK, slot_NHK = self.nearest(scores_NHPS)
-        wide = score_NHK.float() if score_NHK.dtype in (torch.bfloat16, torch.float16) else score_NHK
-        return self.read(slot_NHK.flatten(1), wide.softmax(-1).flatten(1)).view_as(x_BTD)
+        return self.read(slot_NHK.flatten(1), wide(score_NHK).softmax(-1).flatten(1)).view_as(x_BTD)
 
     def nearest(self, scores_NHPS: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and numbers of the knn best slots."""

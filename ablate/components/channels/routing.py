@@ -12,6 +12,7 @@ from torch import Tensor
 from ablate.components.channels.experts import Experts
 from ablate.contracts import Channel, Context, Linear, Site
 from ablate.errors import within
+from ablate.precision import wide
 
 
 class Routed(Channel):
@@ -81,7 +82,7 @@ class Routed(Channel):
         if not x_BTD.is_meta:
             off = torch.autocast(x_BTD.device.type, enabled=False)
         with off:
-            return F.linear(_wide(x_BTD), _wide(weight))
+            return F.linear(wide(x_BTD), wide(weight))
 
     def add_losses(self, logits_BTE: Tensor, p_BTE: Tensor, first_BT: Tensor, ctx: Context) -> None:
         """balance E sum_i f_i P_i: f_i the share of first choices that i has, P_i its mean probability."""
@@ -112,7 +113,3 @@ def mean_of_tokens(each_BTE: Tensor, ctx: Context) -> Tensor:
     if ctx.valid_BT is None:
         return each_BTE.mean((0, 1))
     return ctx.zero_padding(each_BTE).sum((0, 1)) / ctx.valid_BT.sum().clamp(min=1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from ablate.components.channels.ffn import Activation
 from ablate.components.channels.routing import Routed, mean_of_tokens
 from ablate.contracts import Context, Linear, Site
 from ablate.errors import within
+from ablate.precision import wide
 from ablate.registry import register
 
 
@@ -36,9 +36,7 @@ class Switch(Routed):
         site: Site,
         *,
         experts: int = 4,
-        activation: Literal[
-            "relu", "gelu", "gelu_tanh", "swish", "elu", "selu", "sigmoid", "softplus", "identity"
-        ] = "gelu",
+        activation: Activation = "gelu",
         gated: bool = False,
         dropout: float = 0.0,
         balance: float = 0.01,
@@ -61,8 +59,8 @@ class Switch(Routed):
     def router_input(self, x_BTD: Tensor) -> Tensor:
         if not (self.training and self.jitter):
             return x_BTD
-        wide = x_BTD.float() if x_BTD.dtype in (torch.bfloat16, torch.float16) else x_BTD
-        return wide * torch.empty_like(wide).uniform_(1 - self.jitter, 1 + self.jitter)
+        x_BTD = wide(x_BTD)
+        return x_BTD * torch.empty_like(x_BTD).uniform_(1 - self.jitter, 1 + self.jitter)
 
     def choose(self, logits_BTE: Tensor, p_BTE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         best = p_BTE.max(-1, keepdim=True)

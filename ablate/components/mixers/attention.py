@@ -13,6 +13,8 @@ from ablate.contracts import Context, Linear, Mixer, Position, Site
 from ablate.errors import UserError, within
 from ablate.registry import register
 
+Score = Literal["scaled_dot", "dot"]
+
 
 def plain_wins(q_BHTK: Tensor) -> bool:
     """Where `explicit` is faster than scaled_dot_product_attention, which has no fast bfloat16 kernel on a CPU."""
@@ -33,7 +35,7 @@ class Attention(Mixer):
         self,
         site: Site,
         *,
-        score: Literal["scaled_dot", "dot"] = "scaled_dot",
+        score: Score = "scaled_dot",
         d_value: int | None = None,
         dropout: float = 0.0,
     ):

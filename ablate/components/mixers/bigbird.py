@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from ablate.components.mixers.attention import Attention
+from ablate.components.mixers.attention import Attention, Score
 from ablate.contracts import Context, Site
 from ablate.errors import within
 from ablate.registry import register
@@ -35,7 +33,7 @@ class BigBird(Attention):
         block: int | None = None,
         random_blocks: int = 3,
         global_blocks: int = 2,
-        score: Literal["scaled_dot", "dot"] = "scaled_dot",
+        score: Score = "scaled_dot",
         d_value: int | None = None,
         dropout: float = 0.0,
     ):

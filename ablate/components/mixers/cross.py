@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ablate.components.mixers.attention import Attention
-from ablate.contracts import Context, Site
+from ablate.components.mixers.attention import Attention, plain_wins
+from ablate.contracts import Context
 from ablate.registry import register
 
 
@@ -21,31 +20,20 @@ class CrossAttention(Attention):
     distances between two sequences are not defined. Keys and values are computed once when decoding step by step.
     """
 
-    def __init__(
-        self,
-        site: Site,
-        *,
-        score: Literal["scaled_dot", "dot"] = "scaled_dot",
-        d_value: int | None = None,
-        dropout: float = 0.0,
-    ):
-        super().__init__(site, score=score, d_value=d_value, dropout=dropout)
-        self.causal = False
-
-    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+    def heads(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         assert ctx.memory is not None, "a decoder without an encoder has nothing to read"
-        q_BHTK = self.split(self.q(x_BTD))
         k_BHSK, v_BHSK = ctx.recall() or self.keys_values(ctx.memory.at(ctx.layer))
         ctx.remember((k_BHSK, v_BHSK))
-        y_BHTK = self.attend(q_BHTK, k_BHSK, v_BHSK, ctx)
-        return self.out(y_BHTK.transpose(1, 2).flatten(2))
+        return self.attend(self.queries(x_BTD), k_BHSK, v_BHSK, ctx)
+
+    def density(self, T: int) -> float:
+        return 1.0
 
     def attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
         mask = None
         if ctx.memory is not None and ctx.memory.valid_BS is not None:
             hidden_BS = torch.zeros(ctx.memory.valid_BS.shape, dtype=q_BHTK.dtype, device=q_BHTK.device)
             mask = hidden_BS.masked_fill(~ctx.memory.valid_BS, -math.inf)[:, None, None]
-        plain = type(self).scores is not Attention.scores
-        if plain or (q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16):
+        if plain_wins(q_BHTK):
             return self.explicit(q_BHTK, k_BHSK, v_BHSK, mask)[0]
         return self.fast(q_BHTK, k_BHSK, v_BHSK, mask, causal=False)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.components.mixers.attention import Attention
+from ablate.components.mixers.attention import Attention, Score
 from ablate.components.mixers.cross import CrossAttention
 from ablate.contracts import Cache, Context, Linear, Mixer, Role, Site
 from ablate.registry import register
@@ -144,21 +144,14 @@ class EvolvedSelf(Attention):
     halves stand beside each other in the batch, so that positions see H heads.
     """
 
-    def __init__(self, site: Site, *, score: Literal["scaled_dot", "dot"] = "scaled_dot", dropout: float = 0.0):
+    def __init__(self, site: Site, *, score: Score = "scaled_dot", dropout: float = 0.0):
         super().__init__(replace(site, n_heads=2 * site.n_heads), score=score, dropout=dropout)
         self.n_heads = site.n_heads
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        q_BHTK = self.split(self.q(x_BTD))
-        k_BHSK, v_BHSK = self.keys_values(x_BTD)
-        q_BHTK, k_BHSK = ctx.position.rotate(q_BHTK, k_BHSK, ctx)
-        if past := ctx.recall():
-            k_BHSK = torch.cat((past[0], k_BHSK), 2)
-            v_BHSK = torch.cat((past[1], v_BHSK), 2)
-        ctx.remember((k_BHSK, v_BHSK))
         if ctx.valid_BT is not None:  # masks of padding have a row for each of the batch: here there are two
             ctx = replace(ctx, once={}, valid_BT=ctx.valid_BT.repeat_interleave(2, 0))
-        y_BHTK = self.attend(q_BHTK, k_BHSK, v_BHSK, ctx)
+        y_BHTK = self.heads(x_BTD, ctx)
         return self.out(y_BHTK.unflatten(0, (-1, 2)).permute(0, 3, 1, 2, 4).flatten(2))
 
     def split(self, x_BTE: Tensor) -> Tensor:
@@ -170,7 +163,7 @@ class EvolvedSelf(Attention):
 class EvolvedParallel(Mixer):
     """The evolved decoder's first item: self-attention with 2H heads plus cross-attention with H, of one input."""
 
-    def __init__(self, site: Site, *, score: Literal["scaled_dot", "dot"] = "scaled_dot", dropout: float = 0.0):
+    def __init__(self, site: Site, *, score: Score = "scaled_dot", dropout: float = 0.0):
         super().__init__(site)
         self.own = EvolvedSelf(site, score=score, dropout=dropout)
         self.cross = CrossAttention(site, score=score, dropout=dropout)

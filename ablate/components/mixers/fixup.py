@@ -33,19 +33,9 @@ class FixupAttention(Attention):
 @register(
     "mixer", "fixup_cross", paper="Zhang, Dauphin and Ma 2019, arXiv:1901.09321, section 3 (rule 3)", form="pair"
 )
-class FixupCrossAttention(CrossAttention):
+class FixupCrossAttention(FixupAttention, CrossAttention):
     """Cross-attention with a learned scalar, 0 at first, before W_O: see `fixup_attention`.
 
     Differs from the paper: keys and values come from the encoder's output without a scalar before W_K and W_V; the
     residual's is on the decoder's side alone.
     """
-
-    def __init__(self, site: Site, *, d_value: int | None = None, dropout: float = 0.0):
-        super().__init__(site, d_value=d_value, dropout=dropout)
-        self.shift = nn.Parameter(torch.zeros(()))
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.shift)
-
-    def attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
-        return super().attend(q_BHTK, k_BHSK, v_BHSK, ctx) + self.shift

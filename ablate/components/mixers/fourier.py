@@ -1,4 +1,4 @@
-"""Mixing by Fourier transforms."""
+"""Mixing by Fourier transforms. None exists of 16-bit numbers: they are widened."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ablate.contracts import Context, Mixer, Site
+from ablate.precision import wide
 from ablate.registry import register
 
 
@@ -15,11 +16,6 @@ def transform_flops(length: int, *sizes: int) -> float:
     """Of fast Fourier transforms of complex numbers, 5 N log2 N: over axes of these sizes, of `length` tokens of
     the last size."""
     return 5 * sum(map(math.log2, sizes)) * sizes[-1] * length
-
-
-def widen(x: Tensor) -> Tensor:
-    """No transform of 16-bit numbers exists."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 @register("mixer", "fnet", paper="Lee-Thorp et al. 2022, arXiv:2105.03824, equation 3", causal=False)
@@ -36,7 +32,7 @@ class FNet(Mixer):
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         ctx.refuse_padding("mixer 'fnet'")
-        return torch.fft.fft2(widen(x_BTD)).real.to(x_BTD.dtype)
+        return torch.fft.fft2(wide(x_BTD)).real.to(x_BTD.dtype)
 
     def uncounted_flops(self, length: int) -> tuple[float, float]:
         flops = transform_flops(length, length, self.d_model)
@@ -67,7 +63,7 @@ class CausalFNet(Mixer):
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         T = x_BTD.shape[1]
-        z_BSD = torch.fft.fft(widen(x_BTD))
+        z_BSD = torch.fft.fft(wide(x_BTD))
         past_BSD = ctx.recall()
         if past_BSD is not None:
             z_BSD = torch.cat((past_BSD, z_BSD), 1)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-from ablate.components.mixers.attention import Attention
+from ablate.components.mixers.attention import Attention, Score
 from ablate.contracts import Context, Linear, Site
 from ablate.errors import UserError
 from ablate.registry import register
@@ -29,7 +27,7 @@ class GroupedQueryAttention(Attention):
         site: Site,
         *,
         kv_heads: int = 2,
-        score: Literal["scaled_dot", "dot"] = "scaled_dot",
+        score: Score = "scaled_dot",
         d_value: int | None = None,
         dropout: float = 0.0,
     ):

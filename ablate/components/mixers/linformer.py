@@ -65,7 +65,7 @@ class Linformer(Compressed):
         site: Site,
         *,
         rank: int | None = None,
-        sharing: Literal["headwise", "kv", "none"] = "headwise",
+        sharing: Sharing = "headwise",
         d_value: int | None = None,
         dropout: float = 0.0,
     ):
@@ -99,7 +99,7 @@ class BlockCausalLinformer(Compressed):
         *,
         block: int | None = None,
         rank: int | None = None,
-        sharing: Literal["headwise", "kv", "none"] = "headwise",
+        sharing: Sharing = "headwise",
         d_value: int | None = None,
         dropout: float = 0.0,
     ):

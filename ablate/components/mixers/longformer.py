@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ablate.components.mixers.attention import Attention
+from ablate.components.mixers.attention import Attention, Score
 from ablate.components.mixers.sliding import SlidingWindow
 from ablate.contracts import Context, Site
 from ablate.errors import UserError, within
@@ -18,7 +17,7 @@ from ablate.registry import register
 class GlobalQueries(Attention):
     """Attention of the first `tokens` tokens, with projections of their own, to all that they may see."""
 
-    def __init__(self, site: Site, tokens: int, score: Literal["scaled_dot", "dot"], d_value: int, dropout: float):
+    def __init__(self, site: Site, tokens: int, score: Score, d_value: int, dropout: float):
         super().__init__(site, score=score, d_value=d_value, dropout=dropout)
         del self.out
         self.tokens = tokens
@@ -67,7 +66,7 @@ class Longformer(SlidingWindow):
         global_tokens: int = 1,
         dilated_heads: int = 0,
         dilation: int = 2,
-        score: Literal["scaled_dot", "dot"] = "scaled_dot",
+        score: Score = "scaled_dot",
         d_value: int | None = None,
         dropout: float = 0.0,
     ):

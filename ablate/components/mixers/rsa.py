@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ablate.components.mixers.attention import Attention
+from ablate.components.mixers.attention import Attention, Score
 from ablate.components.positions_relative import distances, skew
 from ablate.contracts import Context, Site
 from ablate.registry import register
@@ -31,7 +31,7 @@ class RecurrentAttention(Attention):
         site: Site,
         *,
         recurrence: Literal["split", "regular", "cos", "sin"] = "split",
-        score: Literal["scaled_dot", "dot"] = "scaled_dot",
+        score: Score = "scaled_dot",
         d_value: int | None = None,
         dropout: float = 0.0,
     ):

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ablate.components.mixers.attention import Attention
 from ablate.contracts import Context, Position, Site
+from ablate.precision import wide
 from ablate.registry import register
 
 PAIRS = 2**25  # numbers in the largest block of (B, H, T, S, K) that is held at a time
@@ -99,8 +100,7 @@ class GaussianAttention(Attention):
 
     def factors(self, q_BHTK: Tensor, k_BHSK: Tensor) -> tuple[Tensor, Tensor]:
         """Queries over sigma^2 and keys, both a column longer, whose products are the scores."""
-        wide = k_BHSK.float() if k_BHSK.dtype in (torch.bfloat16, torch.float16) else k_BHSK
-        length_BHS1 = wide.square().sum(-1, keepdim=True).to(k_BHSK.dtype)
+        length_BHS1 = wide(k_BHSK).square().sum(-1, keepdim=True).to(k_BHSK.dtype)
         q_BHTJ = torch.cat((q_BHTK, torch.ones_like(q_BHTK[..., :1])), -1)
         k_BHSJ = torch.cat((k_BHSK, -length_BHS1 / 2), -1)
         if self.log_sigma is None:

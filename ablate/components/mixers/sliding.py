@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablate.components.mixers.attention import Attention, plain_wins
+from ablate.components.mixers.attention import Attention, Score, plain_wins
 from ablate.contracts import Context, Position, Site
 from ablate.errors import within
 from ablate.registry import register
@@ -33,7 +32,7 @@ class SlidingWindow(Attention):
         site: Site,
         *,
         window: int | None = None,
-        score: Literal["scaled_dot", "dot"] = "scaled_dot",
+        score: Score = "scaled_dot",
         d_value: int | None = None,
         dropout: float = 0.0,
     ):

@@ -9,12 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.components.mixers.attention import Attention
+from ablate.components.mixers.attention import Attention, Score, plain_wins
 from ablate.contracts import Context, Position, Site
 from ablate.errors import UserError, within
 from ablate.registry import register
-
-SLOW = ("cpu", torch.bfloat16)  # for which scaled_dot_product_attention has no fast kernel
 
 
 class Synthesizer(Attention):
@@ -29,7 +27,7 @@ class Synthesizer(Attention):
     queried: ClassVar[bool] = False  # scores are synthesized from queries
     weighed: ClassVar[bool] = False  # of the two, a learned share each
 
-    def __init__(self, site: Site, *, score: Literal["scaled_dot", "dot"] = "scaled_dot", dropout: float = 0.0):
+    def __init__(self, site: Site, *, score: Score = "scaled_dot", dropout: float = 0.0):
         self.name = self.component.split("/")[-1]
         within(f"mixer {self.name!r}: dropout", dropout, 0, 1)
         super().__init__(site, score=score, dropout=dropout)
@@ -67,20 +65,19 @@ class Synthesizer(Attention):
     ) -> Tensor:
         assert source_BHTK is not None
         T, S = q_BHTK.shape[2], v_BHSK.shape[2]
-        pos_S = ctx.positions_T if S == T else torch.arange(S, device=v_BHSK.device)
+        pos_S = self.key_positions(S, ctx)
         made_BHTS = self.synthesize(source_BHTK, T, S)
         products_BHTK = q_BHTK
         if self.alpha is not None:
             made_BHTS = self.alpha.sigmoid() * made_BHTS
             products_BHTK = (1 - self.alpha.sigmoid()) * q_BHTK
-        ctx.scale = self.scale
         bias = self.position_bias(q_BHTK, k_BHSK, pos_S, ctx)
         made_BHTS = made_BHTS if bias is None else made_BHTS + bias
         mask = self.score_mask(v_BHSK, pos_S, made_BHTS, ctx)
         assert mask is not None
         if not self.scored:
             y_BHTK, weights_BHTS = self.weigh(mask, v_BHSK)
-        elif type(ctx.position).value is not Position.value or (q_BHTK.device.type, q_BHTK.dtype) == SLOW:
+        elif type(ctx.position).value is not Position.value or plain_wins(q_BHTK):
             y_BHTK, weights_BHTS = self.explicit(products_BHTK, k_BHSK, v_BHSK, mask)
         else:
             return self.fast(products_BHTK, k_BHSK, v_BHSK, mask, causal=False)
@@ -90,7 +87,7 @@ class Synthesizer(Attention):
     def position_bias(self, q_BHTK: Tensor, k_BHSK: Tensor, pos_S: Tensor, ctx: Context) -> Tensor | None:
         """The position's; `UserError` where it is made of queries and there are none."""
         try:
-            return ctx.position.bias(q_BHTK, k_BHSK, pos_S, ctx)
+            return super().position_bias(q_BHTK, k_BHSK, pos_S, ctx)
         except RuntimeError as error:
             if self.scored or self.queried:
                 raise
@@ -119,7 +116,7 @@ class Dense(Synthesizer):
 
     queried = True
 
-    def __init__(self, site: Site, *, score: Literal["scaled_dot", "dot"] = "scaled_dot", dropout: float = 0.0):
+    def __init__(self, site: Site, *, score: Score = "scaled_dot", dropout: float = 0.0):
         super().__init__(site, score=score, dropout=dropout)
         self.to_keys = nn.Parameter(torch.empty(site.d_head, site.max_len))
         self.reset_parameters()
@@ -203,7 +200,7 @@ class DensePlusAlphaSynthesizer(DensePlusSynthesizer):
 class Random(Synthesizer):
     """R (n_heads, max_len, max_len), for which no token counts; its rows and columns are positions."""
 
-    def __init__(self, site: Site, *, score: Literal["scaled_dot", "dot"] = "scaled_dot", dropout: float = 0.0):
+    def __init__(self, site: Site, *, score: Score = "scaled_dot", dropout: float = 0.0):
         super().__init__(site, score=score, dropout=dropout)
         self.table: Tensor = nn.Parameter(torch.empty(site.n_heads, site.max_len, site.max_len))
         self.reset_parameters()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.components.mixers.attention import Attention
+from ablate.components.mixers.attention import Attention, plain_wins
 from ablate.components.positions_input import frequencies, sines
 from ablate.components.positions_relative import compare, skew
 from ablate.contracts import Context, Linear, Site
@@ -128,7 +128,7 @@ class TransformerXL(Attention):
 
     def weigh(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor) -> Tensor:
         q_BHTK = self.biased(q_BHTK, self.bias_content)
-        if q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16:
+        if plain_wins(q_BHTK):
             return self.explicit(q_BHTK, k_BHSK, v_BHSK, mask)[0]
         return self.fast(q_BHTK, k_BHSK, v_BHSK, mask, causal=False)
 

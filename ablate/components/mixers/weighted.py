@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.components.channels.ffn import ACTIVATIONS
-from ablate.components.mixers.attention import Attention
+from ablate.components.channels.ffn import ACTIVATIONS, Activation
+from ablate.components.mixers.attention import Attention, Score
 from ablate.components.mixers.cross import CrossAttention
 from ablate.contracts import Linear, Site, Slot
 from ablate.errors import within
@@ -83,37 +81,19 @@ class WeightedAttention(Attention):
         self,
         site: Site,
         *,
-        activation: Literal[
-            "relu", "gelu", "gelu_tanh", "swish", "elu", "selu", "sigmoid", "softplus", "identity"
-        ] = "relu",
+        activation: Activation = "relu",
         freeze: float = 0.038,
-        score: Literal["scaled_dot", "dot"] = "scaled_dot",
+        score: Score = "scaled_dot",
         d_value: int | None = None,
         dropout: float = 0.0,
     ):
         super().__init__(site, score=score, d_value=d_value, dropout=dropout)
-        within("mixer 'weighted': freeze", freeze, 0, 1)
+        within(f"mixer {self.component.split('/')[-1]!r}: freeze", freeze, 0, 1)
         self.out = Branches(site, self.v.out_features // site.n_heads, activation, freeze)  # type: ignore[assignment]
 
 
 @register("mixer", "weighted_cross", paper="Ahmed, Keskar and Socher 2017, arXiv:1711.02132, section 3", form="pair")
-class WeightedCrossAttention(CrossAttention):
+class WeightedCrossAttention(WeightedAttention, CrossAttention):
     """`weighted` over the encoder's output: cross-attention with a feed-forward network of its own, each head through
     it by itself, weighed by kappa and alpha. It differs from the papers as `weighted` does.
     """
-
-    def __init__(
-        self,
-        site: Site,
-        *,
-        activation: Literal[
-            "relu", "gelu", "gelu_tanh", "swish", "elu", "selu", "sigmoid", "softplus", "identity"
-        ] = "relu",
-        freeze: float = 0.038,
-        score: Literal["scaled_dot", "dot"] = "scaled_dot",
-        d_value: int | None = None,
-        dropout: float = 0.0,
-    ):
-        super().__init__(site, score=score, d_value=d_value, dropout=dropout)
-        within("mixer 'weighted_cross': freeze", freeze, 0, 1)
-        self.out = Branches(site, self.v.out_features // site.n_heads, activation, freeze)  # type: ignore[assignment]

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablate.components.embeddings import Table
-from ablate.components.models.words import SoftmaxModel, wide
+from ablate.components.models.words import SoftmaxModel
 from ablate.contracts import Cache, Linear, Site
 from ablate.errors import UserError, within
+from ablate.precision import wide
 from ablate.registry import register
 
 

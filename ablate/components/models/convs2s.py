@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.components.models.words import PairModel, wide
+from ablate.components.models.words import PairModel
 from ablate.contracts import Cache, Memory, Site
 from ablate.errors import within
+from ablate.precision import wide
 from ablate.registry import register
 
 HALF = math.sqrt(0.5)

@@ -8,11 +8,7 @@ from torch import Tensor, nn
 
 from ablate.contracts import Cache, Linear, Loss, Memory, Model
 from ablate.errors import MaxLenError
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in float32 at least."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+from ablate.precision import wide
 
 
 class SoftmaxModel(Model):
