@@ -38,8 +38,7 @@ def run(options: Namespace) -> int:
         missing = sum(ledger.trial(trial.id).record() is None for trial in plan.trials)
         console.print(
             f"{grid.name}: {plural(len(plan.trials), 'trial')}, {len(plan.trials) - missing} already done, "
-            f"{missing} to train; unigram entropy of the corpus "
-            f"{' | '.join(f'{entropy:.4f}' for entropy in plan.facts['unigram_entropies'])} nats/token",
+            f"{missing} to train{_compared(plan.facts['baselines'])}",
             soft_wrap=True,
         )
         uri = options.tracking_uri or default_uri(options.results)
@@ -49,6 +48,12 @@ def run(options: Namespace) -> int:
     if not outcome.interrupted:
         _write_report(options.results, grid.name, console)
     return outcome.exit_code
+
+
+def _compared(baselines: list[dict[str, Any]]) -> str:
+    """What the results are to be compared with."""
+    said = [f"{each['stage']} {each['name']} {each['value']:.4f}".strip() for each in baselines]
+    return "; to compare with: " + ", ".join(said) if said else ""
 
 
 def _executor(options: Namespace, plan: Plan) -> Executor:

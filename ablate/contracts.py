@@ -296,14 +296,15 @@ class Model(Slot):
         super().__init__()
         self.site = site
 
-    def objective(self, *batch: Tensor, label_smoothing: float, z_loss: float) -> Loss:
+    def objective(self, *batch: Tensor, label_smoothing: float, z_loss: float, **marks: Tensor) -> Loss:
         """What is minimised, the plain nll, auxiliary losses."""
-        nll = self.nll(*batch)
+        nll = self.nll(*batch, **marks)
         if label_smoothing or z_loss:
             raise UserError(f"model {self.component.split('/')[-1]!r} has neither label smoothing nor z-loss")
         return nll, nll, {}
 
-    def nll(self, *batch: Tensor) -> Tensor:
+    def nll(self, *batch: Tensor, **marks: Tensor) -> Tensor:
+        """`marks` are keyword arguments of `log_probs`: `valid_BT`, or `valid_BS` of a source."""
         raise NotImplementedError
 
     def example(self, rows: int, length: int) -> tuple[Tensor, ...]:

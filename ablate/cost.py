@@ -3,7 +3,7 @@
 FLOPs are 2 per multiply-accumulate of matrix products, norms and activations ignored. *Executed* counts what
 plain kernels compute, masked scores included; *algorithmic* counts only the scores that the definition needs.
 Per token of a full sequence of `max_len`; of an encoder-decoder, per token of its output, with a source of the same
-length; of a classifier, per token of its input; of a model of images, per patch.
+length; of a classifier, per token of its input; of a model of images, per image, which the tasks count as one token.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class Cost:
 def count(arch: ArchSpec, vocab: int, max_len: int, causal: bool = True, **shape: Any) -> Cost:
     """The costs of a model. Deterministic integers (per sequence), whatever the machine.
 
-    `shape` is what `build_model` is told of a classifier: `classes`, `image`.
+    `shape` is what `build_model` is told besides: `classes`, `image`.
     """
+    row = 1 if shape.get("image") else max_len
     model = build_on_meta(arch, vocab, max_len, causal, **shape)
     by_slot = params_by_slot(model)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -75,18 +76,18 @@ def count(arch: ArchSpec, vocab: int, max_len: int, causal: bool = True, **shape
         params_non_embedding=total - embedding,
         params_active=total - idle,
         params_by_slot=by_slot,
-        flops_forward=forward / max_len,
-        flops_backward=backward / max_len,
-        flops_algorithmic=(forward - spared) / max_len,
-        activation_bytes=kept / max_len,
+        flops_forward=forward / row,
+        flops_backward=backward / row,
+        flops_algorithmic=(forward - spared) / row,
+        activation_bytes=kept / row,
         cache_bytes=cache,
         state_bytes=state,
     )
 
 
-def params_only(arch: ArchSpec, vocab: int, max_len: int) -> int:
+def params_only(arch: ArchSpec, vocab: int, max_len: int, **shape: Any) -> int:
     """All parameters; cheaper than `count`."""
-    return sum(parameter.numel() for parameter in build_on_meta(arch, vocab, max_len).parameters())
+    return sum(parameter.numel() for parameter in build_on_meta(arch, vocab, max_len, **shape).parameters())
 
 
 def params_by_slot(model: nn.Module) -> dict[str, int]:
@@ -196,17 +197,17 @@ class CostBook:
         self.folder = folder
         self._known: dict[str, Cost] = {}
 
-    def cost(self, arch: ArchSpec, vocab: int, max_len: int) -> Cost:
+    def cost(self, arch: ArchSpec, vocab: int, max_len: int, **shape: Any) -> Cost:
         """The costs. An architecture is probed before it is first counted: see `probe` for what it refuses."""
-        key = _key(arch, vocab, max_len)
+        key = _key(arch, vocab, max_len, shape)
         if key in self._known:
             return self._known[key]
         file = self.folder / f"{key}.json" if self.folder else None
         if file and file.is_file():
             cost = Cost(**json.loads(file.read_text()))
         else:
-            probe(arch, vocab, max_len)
-            cost = count(arch, vocab, max_len)
+            probe(arch, vocab, max_len, **shape)
+            cost = count(arch, vocab, max_len, **shape)
             if file:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 part = file.with_suffix(f".{id(cost)}.part")
@@ -216,8 +217,9 @@ class CostBook:
         return cost
 
 
-def _key(arch: ArchSpec, vocab: int, max_len: int) -> str:
-    text = json.dumps([canonical_arch(arch), vocab, max_len, source_hash(), torch.__version__], sort_keys=True)
+def _key(arch: ArchSpec, vocab: int, max_len: int, shape: dict[str, Any]) -> str:
+    asked = [canonical_arch(arch), vocab, max_len, shape, source_hash(), torch.__version__]
+    text = json.dumps(asked, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

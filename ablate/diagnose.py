@@ -8,6 +8,7 @@ have in common, and the ratio of its norm to that of X falls to 0 where the rank
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,7 +38,9 @@ def composite_norm(x_BTD: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def by_layer(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, list[float | None]] | None:
+def by_layer(
+    model: nn.Module, inputs: tuple[Tensor, ...], marks: Mapping[str, Tensor] | None = None
+) -> dict[str, list[float | None]] | None:
     """Both ratios before the first layer and after each, means over the batch; None where there are no layers.
 
     Under a causal mask the first token attends to itself alone, and what tokens collapse towards is its value:
@@ -48,7 +51,7 @@ def by_layer(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, list[flo
     training = model.training
     trace: list[Tensor] = []
     model.eval()
-    model(*inputs, trace=trace)
+    model(*inputs, **(marks or {}), trace=trace)
     model.train(training)
     ratios: dict[str, Any] = {"rank_residual": rank_residual, "rank_residual_frobenius": rank_residual_frobenius}
     found = {name: [ratio(x_BTD).mean().item() for x_BTD in trace] for name, ratio in ratios.items()}

@@ -47,6 +47,14 @@ class Draft:
         other.origins = dict(self.origins)
         return other
 
+    def begun(self, fresh: Draft) -> Draft:
+        """This draft's architecture with the other's data and training: what a stage after this one begins with."""
+        other = fresh.copy()
+        other.tree["arch"] = copy.deepcopy(self.tree["arch"])
+        other.origins = {path: origin for path, origin in other.origins.items() if path[0] != "arch"}
+        other.origins |= {path: origin for path, origin in self.origins.items() if path[0] == "arch"}
+        return other
+
     def lay(self, settings: Mapping[str, Any], origin: Origin) -> None:
         """Lay a mapping over the draft: dotted paths, or sections with fields in them."""
         for key, value in settings.items():
@@ -87,13 +95,13 @@ class Draft:
         else:
             section[name] = _patched(section.get(name), _default(path[0], name), path[2:], value, origin)
 
-    def spec(self, seed: int = 0, **sections: Any) -> TrialSpec:
+    def spec(self, parent: str | None = None, **sections: Any) -> TrialSpec:
         """The specification; `sections` are resolved ones to take as they are. Errors name their origin."""
         try:
             made = {
                 name: sections.get(name) or parse(cls, self.tree[name], (name,)) for name, cls in SECTIONS.items()
             }
-            return TrialSpec(**made, seed=seed)
+            return TrialSpec(**made, parent=parent)
         except SpecError as error:
             raise self.error(error) from None
 

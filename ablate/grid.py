@@ -9,6 +9,7 @@ budgets: {tokens_per_param: [5, 20]}        # or tokens: or flops:
 match: params                   # params | flops | both | none
 tolerance: 0.01
 seeds: 3                        # or a list of seeds
+stages: {name: {from: name, seeds: 3, axes: {}, dotted.path: value}}    # trained one after the other: see `stages.py`
 plugins: [my_variants.py]
 """
 
@@ -23,16 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from ablate import registry
+from ablate.choices import Choice, axes, mapping, seeds, show, values_of
 from ablate.draft import Draft, Origin, sections_with
 from ablate.errors import UserError, unknown
 from ablate.match import TARGETS
 from ablate.overlays import BASELINE, compose, ladders
 from ablate.spec import SECTIONS
+from ablate.stages import Stage, stages
 from ablate.yamlfile import Document, parse_scalar, read_yaml
 
-KEYS = ("study", "base", "variants", "axes", "sizes", "budgets", "match", "tolerance", "seeds", "plugins")
+KEYS = ("study", "base", "variants", "axes", "sizes", "budgets", "match", "tolerance", "seeds", "stages", "plugins")
 BUDGETS = ("tokens_per_param", "tokens", "flops")
-MOST_SEEDS = 10_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -72,15 +74,6 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One setting of a size or of the axes: its label, and its paths with their values."""
-
-    label: str
-    settings: Mapping[str, Any]
-    origin: Origin
-
-
-@dataclass(frozen=True)
 class Budget:
     """A length of training: tokens, tokens per parameter of the baseline, or training FLOPs."""
 
@@ -108,6 +101,7 @@ class Grid:
     match: str
     tolerance: float
     seeds: tuple[int, ...]
+    stages: tuple[Stage, ...]
     plugins: tuple[Path, ...]
 
     @property
@@ -136,12 +130,13 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
         question=_header(document.text),
         base=_base(document),
         variants=_variants(document),
-        axes=_axes(document),
+        axes=axes(document),
         sizes=_sizes(document),
         budgets=_budgets(document),
         match=_match(document),
         tolerance=_tolerance(document),
-        seeds=_seeds(document),
+        seeds=seeds(document),
+        stages=stages(document),
         plugins=plugins,
     )
 
@@ -209,7 +204,7 @@ def _plugins(document: Document) -> tuple[Path, ...]:
 
 
 def _base(document: Document) -> Draft:
-    tree = _mapping(document, ("base",))
+    tree = mapping(document, ("base",))
     draft = Draft()
     for key in tree:
         if "." not in key and key not in (known := ("preset", *SECTIONS)):
@@ -273,20 +268,6 @@ def _checked(variant: Variant) -> Variant:
     return variant
 
 
-def _axes(document: Document) -> tuple[Choice, ...]:
-    tree = _mapping(document, ("axes",))
-    lists = []
-    for path, values in tree.items():
-        place = ("axes", path)
-        values = _values(document, place, values)
-        lists.append([(path, value) for value in values])
-    cells = []
-    for cell in itertools.product(*lists):
-        label = ", ".join(f"{path.split('.')[-1]}={_show(value)}" for path, value in cell)
-        cells.append(Choice(label, dict(cell), Origin(document, ("axes",))))
-    return tuple(cells)
-
-
 def _sizes(document: Document) -> tuple[Choice, ...]:
     tree = document.value.get("sizes")
     origin = Origin(document, ("sizes",))
@@ -305,7 +286,7 @@ def _sizes(document: Document) -> tuple[Choice, ...]:
                 raise origin.error(f"{settings!r} must be a mapping of dotted paths", (name,))
             sizes.append(Choice(name, settings, Origin(document, ("sizes", name))))
         return tuple(sizes)
-    lists = {path: _values(document, ("sizes", path), values) for path, values in tree.items()}
+    lists = {path: values_of(document, ("sizes", path), values) for path, values in tree.items()}
     lengths = {len(values) for values in lists.values()}
     if len(lengths) > 1:
         counts = ", ".join(f"{path} has {len(values)}" for path, values in lists.items())
@@ -313,13 +294,13 @@ def _sizes(document: Document) -> tuple[Choice, ...]:
     cells = []
     for row in zip(*lists.values(), strict=True):
         settings = dict(zip(lists, row, strict=True))
-        label = ", ".join(f"{path.split('.')[-1]}={_show(value)}" for path, value in settings.items())
+        label = ", ".join(f"{path.split('.')[-1]}={show(value)}" for path, value in settings.items())
         cells.append(Choice(label, settings, origin))
     return tuple(cells)
 
 
 def _budgets(document: Document) -> tuple[Budget, ...]:
-    tree = _mapping(document, ("budgets",))
+    tree = mapping(document, ("budgets",))
     if not tree:
         return (Budget("base", 0, Origin(document, ("base",))),)
     if len(tree) > 1:
@@ -328,7 +309,7 @@ def _budgets(document: Document) -> tuple[Budget, ...]:
     if kind not in BUDGETS:
         raise document.error(("budgets", kind), unknown("budget", kind, BUDGETS))
     budgets = []
-    for value in _values(document, ("budgets", kind), values):
+    for value in values_of(document, ("budgets", kind), values):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
             raise document.error(("budgets", kind), f"{value!r} must be a positive number")
         budgets.append(Budget(kind, value, Origin(document, ("budgets", kind))))
@@ -347,45 +328,3 @@ def _tolerance(document: Document) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise document.error(("tolerance",), f"{value!r} must be a fraction between 0 and 1")
     return float(value)
-
-
-def _seeds(document: Document) -> tuple[int, ...]:
-    seeds = document.value.get("seeds", 1)
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
-        if seeds > MOST_SEEDS:
-            raise document.error(("seeds",), f"{seeds} are too many: give a count up to {MOST_SEEDS}, or a list")
-        seeds = list(range(seeds))
-    if not isinstance(seeds, list) or not all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds):
-        raise document.error(("seeds",), f"{seeds!r} must be a count, or a list of whole numbers from 0")
-    if not seeds:
-        raise document.error(("seeds",), "there are no seeds, so the grid is empty: give at least 1")
-    if len(set(seeds)) < len(seeds):
-        raise document.error(("seeds",), f"{seeds} has a seed twice")
-    return tuple(seeds)
-
-
-def _mapping(document: Document, path: tuple[str, ...]) -> Mapping[str, Any]:
-    tree = document.value.get(path[0])
-    if tree is None:
-        return {}
-    if not isinstance(tree, Mapping):
-        raise document.error(path, f"{tree!r} must be a mapping")
-    return tree
-
-
-def _values(document: Document, path: tuple[str, ...], values: Any) -> list[Any]:
-    values = values if isinstance(values, list) else [values]
-    if not values:
-        raise document.error(path, "the list is empty, so the grid is: give at least one value")
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise document.error(path, f"{_show(value)} is in the list twice")
-    return values
-
-
-def _show(value: Any) -> str:
-    """A value as a label: a component by its name and options."""
-    if isinstance(value, Mapping):
-        options = ",".join(f"{key}={each}" for key, each in value.items() if key != "name")
-        return f"{value.get('name', '')}({options})" if options else str(value.get("name", ""))
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from ablate.cost import params_only
 from ablate.errors import UserError
 from ablate.spec import ArchSpec
 
@@ -45,10 +44,9 @@ class Unmatched(UserError):
 class Matcher:
     """Solves one variant against one baseline."""
 
-    def __init__(self, make: Make, vocab: int, max_len: int, flops: Callable[[ArchSpec], float]):
+    def __init__(self, make: Make, params: Callable[[ArchSpec], int], flops: Callable[[ArchSpec], float]):
         self.make = make
-        self.vocab = vocab
-        self.max_len = max_len
+        self.params = params
         self.flops = flops
 
     def solve(self, want: Values, tolerance: float, frozen: frozenset[str]) -> Candidate:
@@ -110,7 +108,7 @@ class Matcher:
 
     def _value(self, sizes: Mapping[str, int], target: str) -> float:
         arch = self.make(sizes)
-        return self.flops(arch) if target == "flops" else params_only(arch, self.vocab, self.max_len)
+        return self.flops(arch) if target == "flops" else self.params(arch)
 
 
 def _around(now: int, step: int) -> Iterator[int]:

@@ -6,7 +6,6 @@ counting and probing need not tell them apart. A whole model of the `model` slot
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,12 +78,14 @@ class TokenModel(Reader):
     def log_probs(self, tokens_BT: Tensor, cache: Cache | None = None, valid_BT: Tensor | None = None) -> Tensor:
         return self.head.log_probs(self(tokens_BT, cache, valid_BT)[0])
 
-    def nll(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """-log p(target) in nats at every position, (B, T)."""
-        return self.head.nll(self(tokens_BT)[0], targets_BT)
+    def nll(self, tokens_BT: Tensor, targets_BT: Tensor, **marks: Tensor) -> Tensor:
+        """-log p(target) in nats at every position, (B, T). `marks` are keyword arguments of `forward`."""
+        return self.head.nll(self(tokens_BT, **marks)[0], targets_BT)
 
-    def objective(self, tokens_BT: Tensor, targets_BT: Tensor, label_smoothing: float, z_loss: float) -> Loss:
-        x_BTD, ctx = self(tokens_BT)
+    def objective(
+        self, tokens_BT: Tensor, targets_BT: Tensor, label_smoothing: float, z_loss: float, **marks: Tensor
+    ) -> Loss:
+        x_BTD, ctx = self(tokens_BT, **marks)
         return (*self.head.objective(x_BTD, targets_BT, label_smoothing, z_loss), ctx.aux)
 
     def example(self, rows: int, length: int) -> tuple[Tensor, ...]:
@@ -148,14 +149,20 @@ class EncoderDecoder(nn.Module):
     ) -> Tensor:
         return self.head.log_probs(self(source_BS, tokens_BT, cache, valid_BS)[0])
 
-    def nll(self, source_BS: Tensor, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def nll(self, source_BS: Tensor, tokens_BT: Tensor, targets_BT: Tensor, **marks: Tensor) -> Tensor:
         """-log p(target) in nats at every position of the decoder, (B, T)."""
-        return self.head.nll(self(source_BS, tokens_BT)[0], targets_BT)
+        return self.head.nll(self(source_BS, tokens_BT, **marks)[0], targets_BT)
 
     def objective(
-        self, source_BS: Tensor, tokens_BT: Tensor, targets_BT: Tensor, label_smoothing: float, z_loss: float
+        self,
+        source_BS: Tensor,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        label_smoothing: float,
+        z_loss: float,
+        **marks: Tensor,
     ) -> Loss:
-        x_BTD, ctx = self(source_BS, tokens_BT)
+        x_BTD, ctx = self(source_BS, tokens_BT, **marks)
         return (*self.head.objective(x_BTD, targets_BT, label_smoothing, z_loss), ctx.aux)
 
     def example(self, rows: int, length: int) -> tuple[Tensor, ...]:
@@ -165,12 +172,15 @@ class EncoderDecoder(nn.Module):
 
 
 class Classifier(Reader):
-    """A row of tokens (B, T), or an image (B, C, H, W), -> what the head says of its class."""
+    """A row of tokens (B, T), or an image (B, C, H, W), -> what the head says of its class.
+
+    The tower is causal where the task says so, as of a model that was trained to predict the next token.
+    """
 
     def __init__(self, arch: ArchSpec, site: Site, dropout: float = 0.0):
-        super().__init__(arch, replace(site, causal=False), dropout)
+        super().__init__(arch, site, dropout)
         self.image = site.image
-        self.head: ClassHead = registry.make("head", arch.head, replace(site, causal=False), self.embedding)
+        self.head: ClassHead = registry.make("head", arch.head, site, self.embedding)
 
     def forward(
         self, inputs: Tensor, valid_BT: Tensor | None = None, trace: list[Tensor] | None = None
@@ -185,13 +195,15 @@ class Classifier(Reader):
         """(B, C)"""
         return self.head.log_probs(*self(inputs, valid_BT))
 
-    def nll(self, inputs: Tensor, targets_B: Tensor) -> Tensor:
+    def nll(self, inputs: Tensor, targets_B: Tensor, **marks: Tensor) -> Tensor:
         """-log p(class) in nats, (B,)."""
-        x_BTD, ctx = self(inputs)
+        x_BTD, ctx = self(inputs, **marks)
         return self.head.nll(x_BTD, ctx, targets_B)
 
-    def objective(self, inputs: Tensor, targets_B: Tensor, label_smoothing: float, z_loss: float) -> Loss:
-        x_BTD, ctx = self(inputs)
+    def objective(
+        self, inputs: Tensor, targets_B: Tensor, label_smoothing: float, z_loss: float, **marks: Tensor
+    ) -> Loss:
+        x_BTD, ctx = self(inputs, **marks)
         return (*self.head.objective(x_BTD, ctx, targets_B, label_smoothing, z_loss), ctx.aux)
 
     def example(self, rows: int, length: int) -> tuple[Tensor, ...]:

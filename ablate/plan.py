@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
@@ -11,16 +11,18 @@ from typing import Any
 import torch
 
 from ablate import registry
-from ablate.arch import ArchSpec, registry_slot
+from ablate.arch import ArchSpec
 from ablate.build import form_of
-from ablate.cost import Cost, CostBook
-from ablate.data.corpora import resolve
+from ablate.choices import Choice
+from ablate.cost import Cost, CostBook, params_only
+from ablate.differences import differences
 from ablate.draft import Draft
 from ablate.errors import SpecError, UserError
-from ablate.grid import Budget, Choice, Grid, Variant
+from ablate.grid import Budget, Grid, Variant
 from ablate.match import TARGETS, Candidate, Matcher, Unmatched
-from ablate.spec import DataSpec, Resources, TrainSpec, TrialSpec
-from ablate.tasks.base import Task
+from ablate.spec import DataSpec, Resources, TrainSpec, TrialSpec, to_tree
+from ablate.stages import Stage
+from ablate.tasks.base import Task, first_rows
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Row:
     differs_in: tuple[str, ...]
     confounded: bool
     axis_values: Mapping[str, Any]
+    stage: str = ""
+    seeds: tuple[int, ...] = (0,)
+    parent: Row | None = None  # whose trials' weights these begin from
 
     @property
     def tokens(self) -> int:
@@ -87,13 +92,18 @@ def make_plan(grid: Grid, cache: Path) -> Plan:
         for axes in grid.axes:
             rows += planner.cell(size, axes)
     trials: dict[str, PlannedTrial] = {}
-    for row in rows:
-        for seed in grid.seeds:
-            spec = replace(row.spec, seed=seed)
-            trial = PlannedTrial(spec.trial_id, spec, row)
-            if other := trials.get(trial.id):
-                raise planner.duplicate(row, other.row)
-            trials[trial.id] = trial
+    of_row: dict[int, list[PlannedTrial]] = {}
+    for row in rows:  # a stage's rows come after those that they begin from
+        parents = [None] if row.parent is None else [trial.id for trial in of_row[id(row.parent)]]
+        of_row[id(row)] = made = []
+        for parent in parents:
+            for seed in row.seeds:
+                spec = replace(row.spec, seed=seed, parent=parent)
+                trial = PlannedTrial(spec.trial_id, spec, row)
+                if other := trials.get(trial.id):
+                    raise planner.duplicate(row, other.row)
+                trials[trial.id] = trial
+                made.append(trial)
     return Plan(grid, tuple(rows), tuple(trials.values()), planner.facts(rows))
 
 
@@ -106,16 +116,35 @@ class _Planner:
         self._tasks: dict[DataSpec, Task] = {}
         self._solved: dict[tuple[Any, ...], Candidate] = {}  # axes of training repeat the same architectures
 
-    def cell(self, size: Choice, axes: Choice) -> Iterator[Row]:
-        """The rows of all variants at one size and axis setting, the baseline's first."""
-        common = self.grid.base.copy()
-        common.lay(size.settings, size.origin)
-        common.lay(axes.settings, axes.origin)
+    def cell(self, size: Choice, axes: Choice) -> list[Row]:
+        """The rows of all stages and variants at one size and axis setting, the baseline's first in each stage."""
+        rows: list[Row] = []
+        drafts: dict[int, Draft] = {}  # of the rows so far: what the stages after them begin with
+        for stage in self.grid.stages:
+            common = self.grid.base.copy()
+            common.lay(size.settings, size.origin)
+            common.lay(axes.settings, axes.origin)
+            for own in stage.axes:
+                if stage.parent is None:
+                    found = self.afresh(stage, common, size, axes, own)
+                else:
+                    parents = [row for row in rows if row.stage == stage.parent]
+                    found = self.following(stage, common, parents, drafts, own)
+                for row, draft in found:
+                    drafts[id(row)] = draft
+                    rows.append(row)
+        return rows
+
+    def afresh(
+        self, stage: Stage, common: Draft, size: Choice, axes: Choice, own: Choice
+    ) -> Iterator[tuple[Row, Draft]]:
+        """The rows of a stage that begins from fresh weights."""
         baseline: tuple[TrialSpec, Cost] | None = None
         seen: dict[TrialSpec, str] = {}
         where = f" at {axes.label}" if axes.label else ""
         for variant in self.grid.variants:
             draft = variant.lay_on(common)
+            _lay_stage(draft, stage, own)
             asked = spec = self.resolved(draft)
             same = replace(spec, resources=Resources())  # they are no part of the experiment
             if same in seen:
@@ -139,46 +168,88 @@ class _Planner:
                     )
             else:
                 spec, cost, solved = self.matched(draft, spec, variant, size, axes, baseline[1])
+                draft.lay(solved, variant.origin)
             differs = differences(baseline[0], asked)
             for budget in self.grid.budgets:
-                yield Row(
-                    variant=variant.name,
-                    size=size.label,
-                    axes=axes.label,
-                    budget=budget.label,
-                    spec=self.budgeted(spec, cost, baseline[1], budget, draft),
-                    cost=cost,
-                    residuals={
-                        "params": cost.params_total / baseline[1].params_total - 1,
-                        "flops": cost.flops_forward / baseline[1].flops_forward - 1,
-                    },
-                    solved=solved,
-                    differs_in=differs,
-                    confounded=len(differs) > 1 and not variant.is_combination,
-                    axis_values=axes.settings,
+                yield (
+                    Row(
+                        variant=variant.name,
+                        size=size.label,
+                        axes=_joined(axes.label, own.label),
+                        budget=budget.label,
+                        spec=self.budgeted(spec, cost, baseline[1], budget, draft),
+                        cost=cost,
+                        residuals=_residuals(cost, baseline[1]),
+                        solved=solved,
+                        differs_in=differs,
+                        confounded=len(differs) > 1 and not variant.is_combination,
+                        axis_values={**axes.settings, **own.settings},
+                        stage=stage.name,
+                        seeds=stage.seeds,
+                    ),
+                    draft,
                 )
 
-    def resolved(self, draft: Draft) -> TrialSpec:
+    def following(
+        self, stage: Stage, common: Draft, parents: list[Row], drafts: Mapping[int, Draft], own: Choice
+    ) -> Iterator[tuple[Row, Draft]]:
+        """The rows of a stage that begins from the trained weights of others, one for each of theirs."""
+        variants = {variant.name: variant for variant in self.grid.variants}
+        baseline: dict[tuple[str, str], Cost] = {}
+        for parent in parents:
+            variant = variants[parent.variant]
+            before = drafts[id(parent)]
+            draft = before.begun(variant.lay_on(common))
+            _lay_stage(draft, stage, own)
+            _keep_tokenizer(draft, parent.spec.data, stage)
+            vocabulary = parent.spec.data.vocabulary or self.task(parent.spec.data).vocabulary
+            spec = self.resolved(draft, parent=parent.stage, vocabulary=vocabulary)
+            cost = self.cost(spec, variant)
+            first = baseline.setdefault((parent.axes, parent.budget), cost)
+            yield (
+                Row(
+                    variant=variant.name,
+                    size=parent.size,
+                    axes=_joined(parent.axes, own.label),
+                    budget=parent.budget,
+                    spec=spec,
+                    cost=cost,
+                    residuals=_residuals(cost, first),
+                    solved=parent.solved,
+                    differs_in=parent.differs_in,
+                    confounded=parent.confounded,
+                    axis_values={**parent.axis_values, **own.settings},
+                    stage=stage.name,
+                    seeds=stage.seeds,
+                    parent=parent,
+                ),
+                draft,
+            )
+
+    def resolved(self, draft: Draft, parent: str | None = None, vocabulary: str = "") -> TrialSpec:
         """The draft's specification with its data's content and its precision known."""
-        data = draft.section("data")
+        data = replace(draft.section("data"), vocabulary=vocabulary)
         if data not in self._data:
             try:
-                self._data[data] = resolve(data, self.grid.folder)
+                kind: type[Task] = registry.load(registry.find("task", data.task.name))
+                self._data[data] = kind.resolve(data, self.grid.folder)
             except SpecError as error:
                 raise draft.error(SpecError(("data", *error.path), error.problem)) from None
             except UserError as error:
                 raise draft.error(SpecError(("data", "path"), str(error))) from None
-        spec = draft.spec(data=self._data[data])
+        spec = draft.spec(parent, data=self._data[data])
         try:
             task = self.task(spec.data)
         except SpecError as error:
             raise draft.error(SpecError(("data", "tokenizer", *error.path), error.problem)) from None
         except UserError as error:
             raise draft.error(SpecError(("data", "path"), str(error))) from None
+        spec = self._with_tokens(spec, task, draft)
         try:
-            task.batches(spec.data.seq_len, 0)
-            for split in task.splits[1:]:
-                task.held_out(split, 1)
+            if "train" in task.splits:
+                task.batches(spec.train, 0)
+            for split in task.splits:
+                first_rows(task.held_out(split, 1, 1), 1)
         except UserError as error:
             raise draft.error(SpecError(("data", "seq_len"), str(error))) from None
         if (form := form_of(spec.arch)) not in task.forms:
@@ -189,6 +260,19 @@ class _Planner:
         if spec.train.precision == "auto":
             spec = replace(spec, train=replace(spec.train, precision=default_precision(spec)))
         return spec
+
+    def _with_tokens(self, spec: TrialSpec, task: Task, draft: Draft) -> TrialSpec:
+        """The specification with its epochs as tokens, in whole batches."""
+        train = spec.train
+        if train.epochs is None:
+            return spec
+        steps = round(train.epochs * task.train_tokens / train.batch_tokens)
+        if steps < 1:
+            problem = (
+                f"{train.epochs:g} of {task.train_tokens:,} tokens is less than one batch of {train.batch_tokens}"
+            )
+            raise draft.error(SpecError(("train", "epochs"), problem))
+        return replace(spec, train=replace(train, tokens=steps * train.batch_tokens, epochs=None))
 
     def _check_recipe(self, train: TrainSpec, draft: Draft) -> None:
         """Make the schedule and the optimizer once: they know the ranges of their options."""
@@ -212,15 +296,21 @@ class _Planner:
         return self._tasks[data]
 
     def facts(self, rows: list[Row]) -> dict[str, Any]:
-        """The facts of the first row's data, and the unigram entropies of all rows': one a tokenizer or corpus."""
-        every = [self.task(data).facts() for data in dict.fromkeys(row.spec.data for row in rows)]
-        return {**every[0], "unigram_entropies": sorted({float(facts["unigram_entropy"]) for facts in every})}
+        """The facts of the first row's data, and what all rows' data have to compare results with."""
+        every: dict[tuple[str, Any], dict[str, Any]] = {}
+        for row in rows:
+            every.setdefault((row.stage, row.spec.data), self.task(row.spec.data).facts())
+        baselines = [
+            {"stage": stage, **baseline} for (stage, _), facts in every.items() for baseline in facts["baselines"]
+        ]
+        first = next(iter(every.values()))
+        return {**first, "baselines": [each for n, each in enumerate(baselines) if each not in baselines[:n]]}
 
     def cost(self, spec: TrialSpec, variant: Variant) -> Cost:
         """Counted costs; an architecture in which something has no effect is refused here."""
         task = self.task(spec.data)
         try:
-            return self.book.cost(spec.arch, task.vocab, task.max_len)
+            return self.book.cost(spec.arch, task.vocab, task.max_len, **task.shape)
         except UserError as error:
             raise variant.origin.error(f"variant {variant.name!r}: {error}") from None
         except Exception as error:  # an option's value that torch refuses, a mistake in a plugin
@@ -245,14 +335,17 @@ class _Planner:
             return sized.section("arch")
 
         def flops(arch: ArchSpec) -> float:
-            return self.book.cost(arch, task.vocab, task.max_len).flops_forward
+            return self.book.cost(arch, task.vocab, task.max_len, **task.shape).flops_forward
+
+        def params(arch: ArchSpec) -> int:
+            return params_only(arch, task.vocab, task.max_len, **task.shape)
 
         values = {"params": float(want.params_total), "flops": want.flops_forward}
         frozen = frozenset(variant.paths()) | frozenset(axes.settings)
-        key = (variant.name, spec.arch, tuple(values.values()), frozen, task.vocab, task.max_len)
+        key = (variant.name, spec.arch, tuple(values.values()), frozen, task.vocab, task.max_len, str(task.shape))
         try:
             if key not in self._solved:
-                self._solved[key] = Matcher(make, task.vocab, task.max_len, flops).solve(
+                self._solved[key] = Matcher(make, params, flops).solve(
                     {target: values[target] for target in targets}, self.grid.tolerance, frozen
                 )
         except Unmatched as error:
@@ -284,7 +377,7 @@ class _Planner:
 
     def duplicate(self, row: Row, other: Row) -> UserError:
         def name(row: Row) -> str:
-            return ", ".join(each for each in (row.variant, row.size, row.axes, row.budget) if each)
+            return ", ".join(each for each in (row.stage, row.variant, row.size, row.axes, row.budget) if each)
 
         where = "budgets" if row.budget != other.budget else "axes" if row.axes != other.axes else "sizes"
         if row.variant != other.variant:
@@ -294,37 +387,30 @@ class _Planner:
         )
 
 
-def differences(baseline: TrialSpec, variant: TrialSpec) -> tuple[str, ...]:
-    """Where two specifications differ: slots of the architecture (order and depth are one, the pattern),
-    sizes, and paths of data and training."""
-    found: set[str] = set()
-    for field in fields(ArchSpec):
-        one, two = getattr(baseline.arch, field.name), getattr(variant.arch, field.name)
-        if one == two:
-            continue
-        if field.name in ("order", "depth", "encoder_order", "encoder_depth"):
-            found.add("pattern")
-        elif field.name == "share_embeddings":
-            found.add("head")  # which of the tables are one: with the head's `tied`, a single question
-        elif field.name == "swap":
-            found.update(registry_slot(swap.by) for swap in (one, two) if swap is not None)
-        elif field.name == "sublayers":
-            letters = dict(one), dict(two)
-            for letter in letters[0].keys() & letters[1].keys():
-                if letters[0][letter] != letters[1][letter]:
-                    found.add(registry_slot(letters[1][letter]))
-        else:
-            found.add(field.name)
-    if baseline.arch.d_model != variant.arch.d_model:
-        found -= {"d_head", "d_ff"}  # they follow the width unless set
-    for section in ("data", "train"):
-        before, after = getattr(baseline, section), getattr(variant, section)
-        found |= {
-            f"{section}.{field.name}"
-            for field in fields(before)
-            if field.name != "content" and getattr(before, field.name) != getattr(after, field.name)
-        }
-    return tuple(sorted(found))
+def _lay_stage(draft: Draft, stage: Stage, own: Choice) -> None:
+    draft.lay(stage.settings, stage.origin)
+    draft.lay(own.settings, own.origin)
+
+
+def _keep_tokenizer(draft: Draft, before: DataSpec, stage: Stage) -> None:
+    """The tokenizer of the stage before. Raises `UserError` where another is asked for."""
+    mine: DataSpec = draft.section("data")
+    if "data.tokenizer" in stage.settings and mine.tokenizer != before.tokenizer:
+        raise stage.origin.error(
+            f"a stage has the tokenizer of the one it begins from, {before.tokenizer.name!r}", ("data.tokenizer",)
+        )
+    draft.set(("data", "tokenizer"), to_tree(before.tokenizer), stage.origin)
+
+
+def _joined(*labels: str) -> str:
+    return ", ".join(filter(None, labels))
+
+
+def _residuals(cost: Cost, baseline: Cost) -> dict[str, float]:
+    return {
+        "params": cost.params_total / baseline.params_total - 1,
+        "flops": cost.flops_forward / baseline.flops_forward - 1,
+    }
 
 
 def default_precision(spec: TrialSpec) -> str:

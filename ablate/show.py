@@ -13,10 +13,10 @@ from ablate.build import build_on_meta, form_of
 from ablate.contracts import Norm, Position
 from ablate.cost import count
 from ablate.diagram import draw
+from ablate.differences import differences
 from ablate.draft import Draft, Origin
 from ablate.errors import UserError, unknown
 from ablate.overlays import Overlay, compose
-from ablate.plan import differences
 from ablate.probe import probe
 from ablate.registry import find, load
 from ablate.spec import ArchSpec, parse, to_tree

@@ -29,9 +29,12 @@ S = TypeVar("S")
 class DataSpec:
     """Which text, how it is cut into tokens, and which part is held out.
 
-    One of `corpus` (embedded), `path` (a file or folder, or a mapping of split to file) and `hub` (a Hugging
-    Face data set) says where the text is; `column` names the text where there are columns. `content` is
-    the fingerprint of the text, filled in when the data is first looked at: identity rests on it, not on paths.
+    One of `corpus` (data that the task knows by name), `path` (a file or folder, or a mapping of split to file) and
+    `hub` (a Hugging Face data set) says where the data are, the task's first corpus unless given; `column` names the
+    text where there are columns. A row is `seq_len` tokens long; an image counts as one token.
+    `content` is the fingerprint of the data, filled in when they are first looked at: identity rests on it, not on
+    paths. `vocabulary`, filled in for a stage that begins from a trained model, names the tokens that made that
+    model's tokenizer.
     """
 
     task: Component = slot("task", "lm")
@@ -45,24 +48,35 @@ class DataSpec:
     valid: float = 0.05
     test: float = 0.05
     content: str = ""
+    vocabulary: str = ""
 
     def __post_init__(self) -> None:
         positive(self, "seq_len")
+        if self.row_tokens == 1 and self.seq_len != DataSpec.seq_len:
+            raise SpecError(["seq_len"], f"{self.seq_len} has no effect: task {self.task.name!r} reads images")
         given = [name for name in ("corpus", "path", "hub") if getattr(self, name) is not None]
         if len(given) > 1:
             raise SpecError([given[1]], f"the text comes from one place, but {' and '.join(given)} are given")
-        if not given:
-            object.__setattr__(self, "corpus", "kjv")
         for name in ("valid", "test"):
             if not 0 < getattr(self, name) < 0.5:
                 raise SpecError([name], f"{getattr(self, name)} must be a fraction between 0 and 0.5")
 
+    @property
+    def row_tokens(self) -> int:
+        """How many tokens of a budget a row stands for."""
+        return 1 if registry.find("task", self.task.name).form in ("image", "denoise") else self.seq_len
+
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """How a trial is trained. Lengths are in tokens; a step sees `batch_tokens` of them."""
+    """How a trial is trained. Lengths are in tokens; a step sees `batch_tokens` of them.
+
+    `epochs` stands for `tokens`: so many times the training split. `ema` evaluates and keeps an exponential moving
+    average of the weights, with this decay.
+    """
 
     tokens: int = 1_000_000
+    epochs: float | None = None
     batch_tokens: int = 4096
     accumulate: int = 1
     optimizer: Component = slot("optimizer", "adamw")
@@ -73,6 +87,7 @@ class TrainSpec:
     dropout: float = 0.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    ema: float = 0.0
     precision: str = "auto"
     eval_points: int = 12
     eval_tokens: int = 8192
@@ -81,7 +96,6 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         for name in (
-            "tokens",
             "batch_tokens",
             "accumulate",
             "eval_points",
@@ -89,7 +103,7 @@ class TrainSpec:
             "final_eval_tokens",
         ):
             positive(self, name)
-        for name in ("dropout", "label_smoothing"):
+        for name in ("dropout", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise SpecError([name], f"{getattr(self, name)} must be at least 0 and below 1")
         for name in ("weight_decay", "z_loss"):
@@ -101,12 +115,18 @@ class TrainSpec:
                 raise SpecError([name], f"{value} must be positive")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise SpecError(["precision"], unknown("precision", self.precision, ("auto", "fp32", "bf16")))
-        if self.tokens < self.batch_tokens:
+        if self.tokens < self.batch_tokens and self.tokens != 0:  # 0 measures a trained model as it is
             raise SpecError(["tokens"], f"{self.tokens} is less than one batch of {self.batch_tokens} tokens")
+        if self.epochs is not None and not self.epochs > 0:
+            raise SpecError(["epochs"], f"{self.epochs} must be positive")
 
     @property
     def steps(self) -> int:
         return round(self.tokens / self.batch_tokens)
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens read in the first `step` steps."""
+        return step * self.batch_tokens
 
 
 @dataclass(frozen=True)
@@ -131,14 +151,19 @@ class TrialSpec:
     train: TrainSpec = field(default_factory=TrainSpec)
     resources: Resources = field(default_factory=Resources)
     seed: int = 0
+    parent: str | None = None  # id of the trial whose trained weights this one begins from
 
     def __post_init__(self) -> None:
-        if self.train.batch_tokens % (self.data.seq_len * self.train.accumulate):
-            unit = self.data.seq_len * self.train.accumulate
+        if self.train.tokens == 0 and self.parent is None:
+            raise SpecError(
+                ["train", "tokens"], "0 measures a trained model as it is: it needs a stage to begin from"
+            )
+        if self.train.batch_tokens % (self.data.row_tokens * self.train.accumulate):
+            unit = self.data.row_tokens * self.train.accumulate
             below = max(1, self.train.batch_tokens // unit) * unit
             raise SpecError(
                 ["train", "batch_tokens"],
-                f"{self.train.batch_tokens} is not a multiple of seq_len {self.data.seq_len}"
+                f"{self.train.batch_tokens} is not a multiple of seq_len {self.data.row_tokens}"
                 + (f" x accumulate {self.train.accumulate}" if self.train.accumulate > 1 else "")
                 + f": try {below} or {below + unit}",
             )
@@ -149,7 +174,7 @@ class TrialSpec:
 
     @property
     def group_id(self) -> str:
-        """The id without the seed: replicates share it."""
+        """The id without the seed: replicates share it. (Those of a parent's other seeds do not.)"""
         return digest({key: value for key, value in canonical(self).items() if key != "seed"})
 
 
@@ -271,6 +296,8 @@ def canonical(spec: TrialSpec) -> Tree:
     if not spec.data.content or spec.train.precision == "auto":
         raise ValueError("a trial has no identity before its data and precision are resolved")
     tree: Tree = {"format": FORMAT, "seed": spec.seed}
+    if spec.parent is not None:
+        tree["parent"] = spec.parent
     for name in ("arch", "data", "train"):
         section = getattr(spec, name)
         tree[name] = {

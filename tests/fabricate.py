@@ -54,7 +54,7 @@ def study(
         "baseline": variants[0],
         "match": "params",
         "tolerance": 0.01,
-        "data": data | {"fingerprint": "f00d" * 3, "unigram_entropy": UNIGRAM} | (facts or {}),
+        "data": data | {"fingerprint": "f00d" * 3, "baselines": [unigram(UNIGRAM)]} | (facts or {}),
         "rows": rows,
         "trials": trials,
     }
@@ -62,6 +62,11 @@ def study(
     folder.mkdir(parents=True)
     (folder / "study.json").write_text(json.dumps(tree))
     return trials
+
+
+def unigram(entropy: float) -> dict[str, Any]:
+    """A text's unigram entropy, as a task's facts have it."""
+    return {"stage": "", "name": "unigram entropy", "metric": "loss", "value": entropy}
 
 
 def curve(final: float) -> list[dict[str, Any]]:

@@ -178,7 +178,8 @@ def test_any_size(
 
     want = float(params_only(ArchSpec(**common), VOCAB, T))
     try:
-        found = Matcher(make, VOCAB, T, flops).solve({"params": want}, tolerance, frozenset(frozen))
+        matcher = Matcher(make, lambda arch: params_only(arch, VOCAB, T), flops)
+        found = matcher.solve({"params": want}, tolerance, frozenset(frozen))
     except Unmatched as error:
         nearest = [abs(float(each)) / 100 for each in re.findall(r"params ([+-][0-9.]+)%", str(error))]
         assert nearest == sorted(nearest) and nearest[0] > tolerance - 0.001

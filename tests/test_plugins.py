@@ -182,7 +182,7 @@ def test_an_options_type_may_have_a_name(tmp_path: Path) -> None:
     """Given in the file itself, or imported from the package; another is refused by name."""
     file = tmp_path / "shaped.py"
     file.write_text(NAMED)
-    with pytest.raises(UserError, match="option .other.: options of type Unknown"):
+    with pytest.raises(UserError, match=r"option .other.: options of type Unknown"):
         registry.add_plugin(file)
     file.write_text(NAMED.replace(", other: Unknown = None", ""))
     (entry,) = registry.add_plugin(file)

@@ -338,7 +338,11 @@ def test_trials_that_were_not_run_alike_are_said(tmp_path: Path) -> None:
 
 
 def test_every_text_of_a_study_has_its_unigram_entropy(tmp_path: Path) -> None:
-    fabricate.study(tmp_path, lambda t: 2.0 + t["seed"] / 100, facts={"unigram_entropies": [3.14159, 4.5]})
+    fabricate.study(
+        tmp_path,
+        lambda t: 2.0 + t["seed"] / 100,
+        facts={"baselines": [fabricate.unigram(each) for each in (3.14159, 4.5)]},
+    )
     made = write_report(tmp_path, "made")
     for text in (Page(made.html.read_text()).text, made.markdown.read_text(), made.summary):
         assert "3.1416 | 4.5000" in text

@@ -21,12 +21,13 @@ from ablate.registry import register
 class ClassifyHead(ClassHead):
     """softmax(W pool(x) + b), pool over the row's tokens that are no padding.
 
-    `mean` and `max` over time; `first` takes the first token; `attention` is sum_t a_t x_t with
+    `mean` and `max` over time; `first` takes the first token, `last` the last, as of a causal tower (Radford et al.
+    2018); `attention` is sum_t a_t x_t with
     a = softmax_t(u . tanh(W_a x_t + b_a)), u learned (Yang et al. 2016, equations 5 to 7).
     """
 
     def __init__(
-        self, site: Site, embedding: Embedding, *, pool: Literal["mean", "max", "first", "attention"] = "mean"
+        self, site: Site, embedding: Embedding, *, pool: Literal["mean", "max", "first", "last", "attention"] = "mean"
     ):
         super().__init__(site, embedding)
         self.pool = pool
@@ -49,6 +50,8 @@ class ClassifyHead(ClassHead):
         """(B, D)"""
         if self.pool == "first":
             return x_BTD[:, 0]
+        if self.pool == "last":
+            return x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), valid_BT.sum(1) - 1]
         if self.pool == "max":
             return x_BTD.masked_fill(~valid_BT[..., None], -torch.inf).amax(1)
         if self.attend is None:

@@ -47,7 +47,7 @@ class TrainBatches:
         starts = np.empty_like(index)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            keys = _keys(f"{self.key}/{epoch}")
+            keys = keys_of(f"{self.key}/{epoch}")
             offset = int(keys[-1] % np.uint64(self.seq_len))
             starts[here] = permute(index[here] % self.windows, self.windows, keys) * self.seq_len + offset
         return starts
@@ -96,5 +96,5 @@ def _scramble(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _keys(text: str) -> np.ndarray:
+def keys_of(text: str) -> np.ndarray:
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8 * (ROUNDS + 1)).digest(), dtype="<u8")

@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import lzma
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ablate.data.readers import kind_of, read_documents
+from ablate.data.readers import Row, kind_of, read_documents, read_rows, text_of, value_of
 from ablate.errors import SpecError, UserError, unknown
 from ablate.spec import DataSpec, digest
 
@@ -54,17 +55,12 @@ class Corpus:
                 for text in self._read(sources[split]):
                     yield split, text
             return
-        hashes = np.array([_hash64(text) for text in self._read(sources["all"])], dtype=np.uint64)
+        hashes = hashes_of(self._read(sources["all"]))
         if len(hashes) < FEWEST_DOCUMENTS:
             for text in self._read(sources["all"]):
                 yield from self._cut(text)
             return
-        ordered = np.sort(hashes)
-        n_test = max(1, round(len(hashes) * self.test))
-        n_valid = max(1, round(len(hashes) * self.valid))
-        below_test, below_valid = ordered[n_test], ordered[min(n_test + n_valid, len(hashes) - 1)]
-        for text, key in zip(self._read(sources["all"]), hashes, strict=True):
-            yield "test" if key < below_test else "valid" if key < below_valid else "train", text
+        yield from zip(split_by_hash(hashes, self.valid, self.test), self._read(sources["all"]), strict=True)
 
     def _cut(self, text: str) -> Iterator[tuple[str, str]]:
         ends = []
@@ -83,6 +79,56 @@ class Corpus:
                     yield text
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Rows with several columns, and how they are split; `files` as of a `Corpus`."""
+
+    files: tuple[tuple[str, tuple[Path, ...]], ...]
+    columns: tuple[str, ...]
+    valid: float
+    test: float
+
+    def rows(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+        """(split, place, values by column) of every row, in the order of the sources.
+
+        Rows that are not split already are split by a hash of the first column's text: equal texts never lie on
+        both sides. Raises `UserError` with the file and the row where a column is missing.
+        """
+        sources = dict(self.files)
+        if "all" not in sources:
+            for split in SPLITS:
+                for place, row in self._read(sources[split]):
+                    yield split, place, row
+            return
+        hashes = hashes_of(text_of(row, self.columns[0], place) for place, row in self._read(sources["all"]))
+        if len(hashes) < FEWEST_DOCUMENTS:
+            where = sources["all"][0]
+            raise UserError(f"{where}: {len(hashes)} rows are too few to split: there must be {FEWEST_DOCUMENTS}")
+        splits = split_by_hash(hashes, self.valid, self.test)
+        for split, (place, row) in zip(splits, self._read(sources["all"]), strict=True):
+            yield split, place, row
+
+    def _read(self, files: tuple[Path, ...]) -> Iterator[Row]:
+        for file in files:
+            for place, row in read_rows(file, self.columns):
+                for column in self.columns:
+                    value_of(row, column, place)
+                yield place, row
+
+
+def hashes_of(texts: Iterable[str]) -> np.ndarray:
+    """64 bits of each text."""
+    return np.array([_hash64(text) for text in texts], dtype=np.uint64)
+
+
+def split_by_hash(hashes: np.ndarray, valid: float, test: float) -> list[str]:
+    """The split of each: about these fractions, the same wherever the same text stands."""
+    ordered = np.sort(hashes)
+    n_test, n_valid = (max(1, round(len(hashes) * fraction)) for fraction in (test, valid))
+    below_test, below_valid = ordered[n_test], ordered[min(n_test + n_valid, len(hashes) - 1)]
+    return ["test" if key < below_test else "valid" if key < below_valid else "train" for key in hashes]
+
+
 def kjv_chapters() -> Iterator[str]:
     """The King James text (public domain), one document a chapter, each verse on a line with its reference."""
     text = lzma.decompress(KJV.read_bytes()).decode("ascii")
@@ -90,8 +136,12 @@ def kjv_chapters() -> Iterator[str]:
         yield "".join(verses)
 
 
-def resolve(data: DataSpec, folder: Path) -> DataSpec:
-    """The specification with absolute paths and the fingerprint of its text. `folder` is the grid's.
+def resolve(
+    data: DataSpec, folder: Path, known: tuple[str, ...] = ("kjv",), columns: tuple[str, ...] | None = None
+) -> DataSpec:
+    """The specification with absolute paths and the fingerprint of its text. `folder` is the grid's; `known` names
+    the corpora that the task has, the first one taken where the specification says nothing; `columns` are those
+    that it reads, `data.column` unless given.
 
     Raises `SpecError` for an unknown corpus, a missing file, a folder without readable files.
     """
@@ -108,10 +158,14 @@ def resolve(data: DataSpec, folder: Path) -> DataSpec:
             else str(_place(folder, data.path, ["path"]))
         )
         data = replace(data, path=places)
-    elif data.corpus is not None and data.corpus != "kjv":
-        raise SpecError(["corpus"], unknown("corpus", data.corpus, ["kjv"]) + " (your own files: data.path)")
+    elif data.hub is None and data.corpus is None:
+        if not known:
+            raise SpecError(["path"], f"is missing: task {data.task.name!r} has no data of its own")
+        data = replace(data, corpus=known[0])
+    elif data.corpus is not None and data.corpus not in known:
+        raise SpecError(["corpus"], unknown("corpus", data.corpus, known) + " (your own files: data.path)")
     data = replace(data, tokenizer=tokenizer)
-    return replace(data, content=_fingerprint(data))
+    return replace(data, content=_fingerprint(data, columns))
 
 
 def _place(folder: Path, path: str, where: list[str]) -> Path:
@@ -126,11 +180,16 @@ def corpus_of(data: DataSpec) -> Corpus:
     return Corpus(tuple(_files(data).items()), data.column, data.valid, data.test)
 
 
-def _files(data: DataSpec) -> dict[str, tuple[Path, ...]]:
+def examples_of(data: DataSpec, columns: tuple[str, ...]) -> Examples:
+    """The rows of a resolved specification, in these columns."""
+    return Examples(tuple(_files(data, columns).items()), columns, data.valid, data.test)
+
+
+def _files(data: DataSpec, columns: tuple[str, ...] | None = None) -> dict[str, tuple[Path, ...]]:
     if data.hub is not None:
         from ablate.data.hub import materialise
 
-        return {"all": (materialise(data.hub, data.hub_config, data.column),)}
+        return {"all": (materialise(data.hub, data.hub_config, columns or (data.column,)),)}
     if data.path is None:
         return {"all": (KJV,)}
     if isinstance(data.path, tuple):
@@ -173,15 +232,18 @@ def _hash_file(file: Path) -> str:
     return _hashes[key]
 
 
-def _fingerprint(data: DataSpec) -> str:
+def _fingerprint(data: DataSpec, columns: tuple[str, ...] | None) -> str:
     """Content only: the bytes of the files with their splits, the column read, a saved tokenizer's bytes."""
-    sources = [(split, [_hash_file(file) for file in files]) for split, files in sorted(_files(data).items())]
+    sources = [
+        (split, [_hash_file(file) for file in files]) for split, files in sorted(_files(data, columns).items())
+    ]
     extra = []
     if saved := data.tokenizer.get("path"):
         place = Path(saved)
         files = sorted(place.iterdir()) if place.is_dir() else [place]
         extra = [_hash_file(file) for file in files if file.is_file()]
-    return digest([sources, data.column if data.corpus is None else "", extra])
+    column = "" if data.corpus is not None else data.column if columns is None else list(columns)
+    return digest([sources, column, extra])
 
 
 def _hash64(text: str) -> int:

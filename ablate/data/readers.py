@@ -10,12 +10,13 @@ import json
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from ablate.errors import UserError, unknown
 
+Row = tuple[str, Mapping[str, Any]]
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 
@@ -34,12 +35,25 @@ def read_documents(file: Path, column: str) -> Iterator[str]:
 
     Raises `UserError` with the file and the row for anything that is not what its name says.
     """
+    try:
+        for place, row in read_rows(file, (column,)):
+            yield text_of(row, column, place)
+    except UserError as error:
+        hint = " (set data.column)" if "unknown column" in str(error) else ""
+        raise UserError(f"{error}{hint}") from None
+
+
+def read_rows(file: Path, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of one file, in order: the place of each, for messages, and its values by column.
+
+    Raises `UserError` with the file and the row for anything that is not what its name says.
+    """
     kind = kind_of(file)
     if kind is None:
         known = ", ".join(READERS)
         raise UserError(f"{file}: cannot be read as text; known: {known}, each also with {', '.join(OPENERS)}")
     try:
-        yield from READERS[kind](file, column)
+        yield from READERS[kind](file, columns)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{file}:{_bad_line(file)}: not UTF-8: byte 0x{error.object[error.start]:02x}; "
@@ -108,12 +122,12 @@ def _bad_line(file: Path) -> int:
     return 1
 
 
-def _read_text(file: Path, column: str) -> Iterator[str]:
+def _read_text(file: Path, columns: Sequence[str]) -> Iterator[Row]:
     with _open(file) as stream:
-        yield stream.read().replace("\r\n", "\n")
+        yield str(file), {columns[0]: stream.read().replace("\r\n", "\n")}
 
 
-def _read_jsonl(file: Path, column: str) -> Iterator[str]:
+def _read_jsonl(file: Path, columns: Sequence[str]) -> Iterator[Row]:
     with _open(file) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -125,47 +139,52 @@ def _read_jsonl(file: Path, column: str) -> Iterator[str]:
                 raise UserError(f"{place}: not JSON: {error.msg}") from None
             except RecursionError:
                 raise UserError(f"{place}: nested too deeply") from None
-            yield _cell({column: row} if isinstance(row, str) else row, column, place)
+            row = {columns[0]: row} if isinstance(row, str) else row
+            if not isinstance(row, dict):
+                raise UserError(f"{place}: holds {type(row).__name__}, must be an object or text")
+            yield place, row
 
 
-def _read_csv(file: Path, column: str) -> Iterator[str]:
+def _read_csv(file: Path, columns: Sequence[str], **form: Any) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     with _open(file) as stream:
-        rows = csv.reader(stream, strict=True)
+        rows = csv.reader(stream, strict=True, **form)
         try:
             header = next(rows, [])
             for row in rows:
                 if len(row) != len(header):
                     raise UserError(f"{file}:{rows.line_num}: {len(row)} columns, but the header has {len(header)}")
-                yield _cell(dict(zip(header, row, strict=True)), column, f"{file}:{rows.line_num}")
+                yield f"{file}:{rows.line_num}", dict(zip(header, row, strict=True))
         except csv.Error as error:
             raise UserError(f"{file}:{rows.line_num}: not CSV: {error}") from None
 
 
-def _read_parquet(file: Path, column: str) -> Iterator[str]:
+def _read_tsv(file: Path, columns: Sequence[str]) -> Iterator[Row]:
+    return _read_csv(file, columns, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _read_parquet(file: Path, columns: Sequence[str]) -> Iterator[Row]:
     import pyarrow.parquet as parquet
     from pyarrow import ArrowException
 
     try:
         table = parquet.ParquetFile(file)
         names = table.schema_arrow.names
-        if column not in names:
-            raise UserError(f"{file}: {unknown('column', column, names)} (set data.column)")
+        for column in columns:
+            if column not in names:
+                raise UserError(f"{file}: {unknown('column', column, names)}")
         number = 0
-        for batch in table.iter_batches(columns=[column]):
-            for value in batch.column(0).to_pylist():
+        for batch in table.iter_batches(columns=list(columns)):
+            for row in batch.to_pylist():
                 number += 1
-                yield _cell({column: value}, column, f"{file}: row {number}")
+                yield f"{file}: row {number}", row
     except ArrowException as error:
         raise UserError(f"{file}: not Parquet: {error}") from None
 
 
-def _cell(row: Any, column: str, place: str) -> str:
-    if not isinstance(row, dict):
-        raise UserError(f"{place}: holds {type(row).__name__}, must be an object or text")
-    if column not in row:
-        raise UserError(f"{place}: {unknown('column', column, row)} (set data.column)")
-    text = row[column]
+def text_of(row: Mapping[str, Any], column: str, place: str) -> str:
+    """A row's text. Raises `UserError` with the place where there is none."""
+    text = value_of(row, column, place)
     if not isinstance(text, str):
         raise UserError(f"{place}: column {column!r} is {text!r:.60}, must be text")
     try:
@@ -175,9 +194,17 @@ def _cell(row: Any, column: str, place: str) -> str:
     return text
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
+def value_of(row: Mapping[str, Any], column: str, place: str) -> Any:
+    """A row's value, whatever it is."""
+    if column not in row:
+        raise UserError(f"{place}: {unknown('column', column, row)}")
+    return row[column]
+
+
+READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
     ".txt": _read_text,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
+    ".tsv": _read_tsv,
     ".parquet": _read_parquet,
 }

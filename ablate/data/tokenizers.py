@@ -17,6 +17,19 @@ EOS, UNK = "<eos>", "<unk>"
 LARGEST = 10_000_000  # ids of a vocabulary
 
 
+class Specials:
+    """Ids behind a tokenizer's own, which tasks give a meaning; the same in all, so that a model that was trained on
+    one can go on with another."""
+
+    def __init__(self, tokenizer_vocab: int):
+        self.pad, self.mask, self.separator, self.start = range(tokenizer_vocab, tokenizer_vocab + 4)
+        self.vocab = tokenizer_vocab + 4
+
+    def sentinel(self, index: int) -> int:
+        """The id that stands for the span number `index` that was taken out; behind all others."""
+        return self.vocab + index
+
+
 class Tokenizer:
     """A vocabulary of `vocab` ids; `eos` ends a document (None: documents just follow each other)."""
 

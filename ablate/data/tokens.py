@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,29 @@ def prepare(data: DataSpec, cache: Path) -> Tokens:
 def fingerprint_of(data: DataSpec) -> str:
     """Identity of a token cache: the text, how it is split, the tokenizer."""
     tokenizer = canonical_component("tokenizer", data.tokenizer)
-    return digest([CACHE_FORMAT, data.content, data.valid, data.test, tokenizer])
+    return digest([CACHE_FORMAT, data.content, data.valid, data.test, tokenizer, *filter(None, [data.vocabulary])])
+
+
+def tokenizer_for(data: DataSpec, cache: Path, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that the specification names: trained on the texts, or taken over from the tokens
+    `data.vocabulary`, which the stage before this one was trained on."""
+    tokenizer: Tokenizer = registry.make("tokenizer", data.tokenizer)
+    if not data.vocabulary:
+        tokenizer.train(texts)
+        return tokenizer
+    file = cache / "tokens" / data.vocabulary / "tokenizer.json"
+    try:
+        state = json.loads(file.read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{file}, the tokenizer of the stage before, is missing: plan the study again") from None
+    if state is not None:
+        tokenizer.restore(state)
+    return tokenizer
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Keep a tokenizer in a folder of the token cache, for stages that begin from this one's model."""
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer.state()))
 
 
 def _is_whole(folder: Path) -> bool:
@@ -74,13 +97,14 @@ def _is_whole(folder: Path) -> bool:
 
 def _make(data: DataSpec, folder: Path) -> None:
     corpus = corpus_of(data)
-    tokenizer: Tokenizer = registry.make("tokenizer", data.tokenizer)
-    tokenizer.train(text for split, text in corpus.documents() if split == "train")
+    tokenizer = tokenizer_for(
+        data, folder.parent.parent, (text for split, text in corpus.documents() if split == "train")
+    )
     part = Path(tempfile.mkdtemp(prefix=folder.name, suffix=".part", dir=folder.parent))
     try:
         meta = _write_splits(corpus, tokenizer, part)
         _check(meta, data)
-        (part / "tokenizer.json").write_text(json.dumps(tokenizer.state()))
+        write_tokenizer(part, tokenizer)
         (part / "meta.json").write_text(json.dumps(meta))
         shutil.rmtree(folder, ignore_errors=True)  # torn, or not there
         os.rename(part, folder)

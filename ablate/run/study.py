@@ -49,6 +49,7 @@ def study_tree(plan: Plan) -> dict[str, Any]:
     for row in plan.rows:
         rows.append(
             {
+                "stage": row.stage,
                 "variant": row.variant,
                 "size": row.size,
                 "axes": row.axes,
@@ -67,12 +68,15 @@ def study_tree(plan: Plan) -> dict[str, Any]:
         "baseline": plan.baseline,
         "match": plan.grid.match,
         "tolerance": plan.grid.tolerance,
+        "stages": [{"name": stage.name, "from": stage.parent} for stage in plan.grid.stages if stage.name],
         "data": dict(plan.facts),
         "rows": rows,
         "trials": [
             {
                 "id": trial.id,
                 "group_id": trial.spec.group_id,
+                "stage": trial.row.stage,
+                "parent": trial.spec.parent,
                 "variant": trial.row.variant,
                 "size": trial.row.size,
                 "axes": trial.row.axes,

@@ -2,72 +2,184 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from ablate.build import build_model
+from ablate.data.corpora import resolve
 from ablate.errors import UserError
 from ablate.spec import ArchSpec, DataSpec, TrainSpec
 
 
-class Batches(Protocol):
-    """The batch of any step, as a tensor on the CPU."""
+@dataclass(frozen=True)
+class Batch:
+    """Rows that are read together: every tensor has them first.
 
-    def __getitem__(self, step: int) -> Tensor: ...
+    A model is called as `model.nll(*inputs, targets, **marks)`; marks are its keyword arguments, as `valid_BT`.
+    `counts` says which targets are scored; None for all.
+    """
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+    counts: Tensor | None = None
+    marks: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def n(self) -> int:
+        """How many targets are scored."""
+        return self.targets.numel() if self.counts is None else int(self.counts.sum())
+
+    def _each(self, change: Any) -> Batch:
+        counts = None if self.counts is None else change(self.counts)
+        marks = {name: change(mark) for name, mark in self.marks.items()}
+        return Batch(tuple(change(each) for each in self.inputs), change(self.targets), counts, marks)
+
+    def to(self, device: torch.device) -> Batch:
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def rows(self, start: int, stop: int) -> Batch:
+        return self._each(lambda tensor: tensor[start:stop])
+
+    def split(self, size: int) -> list[Batch]:
+        """In parts of `size` rows; the last may have fewer."""
+        return [self] if size >= len(self) else [self.rows(at, at + size) for at in range(0, len(self), size)]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values`, of the targets' shape, over the targets that are scored."""
+        if self.counts is None:
+            return values.mean()
+        return (values * self.counts).sum() / self.counts.sum().clamp(min=1)
+
+    def nll(self, model: Any) -> Tensor:
+        """What the model says of each target, in nats, of the targets' shape."""
+        nll: Tensor = model.nll(*self.inputs, self.targets, **self.marks)
+        return nll
+
+
+class Batches(Protocol):
+    """The batch of any step, on the CPU: a pure function of the data, the seed and the step."""
+
+    def __getitem__(self, step: int) -> Batch: ...
+
+
+class Meter:
+    """Gathers what a model makes of a split's batches. Here: the mean loss in nats over its targets."""
+
+    def __init__(self) -> None:
+        self.total = torch.zeros((), dtype=torch.float64)
+        self.count = 0
+
+    def add(self, model: nn.Module, batch: Batch) -> None:
+        self.add_loss(batch.nll(model), batch)
+
+    def add_loss(self, nll: Tensor, batch: Batch) -> None:
+        nll = nll.double() if batch.counts is None else nll.double() * batch.counts
+        self.total = self.total.to(nll.device) + nll.sum()
+        self.count += batch.n
+
+    def result(self) -> dict[str, float]:
+        """The split's metrics: `loss`, and what else the task measures."""
+        return {"loss": self.total.item() / max(1, self.count)}
 
 
 class Task:
     """What is learned, from which batches, and how it is measured. Opened on its data before anything else."""
 
-    causal: ClassVar[bool]
+    causal: bool = True  # of the model's tower, or of its decoder
     forms: ClassVar[tuple[str, ...]] = ("tokens",)  # of the models that it can train: see `registry.register`
-    splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
+    splits: tuple[str, ...] = ("train", "valid", "test")
+    corpora: ClassVar[tuple[str, ...]] = ("kjv",)  # data that it knows by name; the first is the default
+    metric: ClassVar[str] = "loss"  # the one that a table of tasks shows
+    higher_is_better: ClassVar[bool] = False
+    data: DataSpec
+
+    @classmethod
+    def resolve(cls, data: DataSpec, folder: Path) -> DataSpec:
+        """The specification with absolute paths and the fingerprint of its content. `folder` is the grid's.
+
+        Raises `SpecError` for data that are not there.
+        """
+        return resolve(data, folder, cls.corpora)
 
     def open(self, data: DataSpec, cache: Path) -> None:
-        """Read the data's description and map its tokens. Cheap when the token cache is there."""
+        """Read the data's description and map its tokens. Cheap when the cache is there."""
         raise NotImplementedError
 
     @property
     def vocab(self) -> int:
+        """Tokens that the model knows: the tokenizer's, and the task's own behind them. 0 without tokens."""
         raise NotImplementedError
+
+    @property
+    def vocabulary(self) -> str:
+        """The folder of the token cache that has the tokenizer, for stages after this one; empty without tokens."""
+        return ""
+
+    @property
+    def max_len(self) -> int:
+        """The longest sequence that the model is built for."""
+        return self.data.seq_len
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What else the model is told of the data: keyword arguments of `build_model`."""
+        return {"causal": self.causal}
 
     @property
     def train_tokens(self) -> int:
         """Tokens of the training split: so many make an epoch."""
         raise NotImplementedError
 
-    @property
-    def max_len(self) -> int:
-        """The longest sequence that the model is built for."""
-        raise NotImplementedError
-
-    def facts(self) -> dict[str, float | int | str]:
-        """What a report says of the data: sizes, the unigram entropy to compare losses with."""
+    def facts(self) -> dict[str, Any]:
+        """What a report says of the data: sizes, and `baselines`, a list of {name, metric, value} to compare with:
+        what is reached without a model, or with a simple one."""
         raise NotImplementedError
 
     def build(self, arch: ArchSpec, seed: int, dropout: float) -> nn.Module:
-        raise NotImplementedError
+        return build_model(arch, self.vocab, self.max_len, seed=seed, dropout=dropout, **self.shape)  # type: ignore[no-any-return]
 
-    def batches(self, batch_tokens: int, seed: int) -> Batches:
+    def batches(self, train: TrainSpec, seed: int) -> Batches:
+        """The training batches, of train.batch_tokens / data.row_tokens rows."""
         raise NotImplementedError
 
     def stream(self, at_most: int) -> Tensor:
         """The training split's first tokens, for a model that counts them."""
         raise UserError("the task has no stream of tokens to count: a model fitted by counting needs task 'lm'")
 
-    def held_out(self, split: str, at_most: int) -> Tensor:
-        """A fixed sample of a split, about `at_most` tokens: the same for every trial on this data."""
+    def held_out(self, split: str, at_most: int, rows: int) -> Iterable[Batch]:
+        """A fixed sample of a split, about `at_most` tokens, the same for every trial on this data; in batches of
+        at most `rows` rows."""
         raise NotImplementedError
 
-    def objective(self, model: nn.Module, batch: Tensor, train: TrainSpec) -> tuple[Tensor, Tensor]:
+    def objective(self, model: Any, batch: Batch, train: TrainSpec) -> tuple[Tensor, Tensor]:
         """What is minimised and the loss that is reported, both means over the batch's targets."""
-        raise NotImplementedError
+        loss, nll, aux = model.objective(
+            *batch.inputs, batch.targets, **batch.marks, label_smoothing=train.label_smoothing, z_loss=train.z_loss
+        )
+        total = batch.mean(loss)
+        for extra in aux.values():
+            total = total + extra
+        return total, batch.mean(nll.detach())
 
-    def loss_sum(self, model: nn.Module, batch: Tensor) -> tuple[Tensor, int]:
-        """The summed loss in nats over the batch's targets, and their number."""
-        raise NotImplementedError
+    def meter(self, split: str, final: bool) -> Meter:
+        """A fresh meter. `final` is the evaluation at the end, which may take its time."""
+        return Meter()
 
-    def derived(self, loss: float, split: str) -> dict[str, float]:
-        """Metrics that follow from a split's mean loss."""
-        raise NotImplementedError
+
+def first_rows(batches: Iterable[Batch], rows: int) -> Batch:
+    """The first batch's first rows, for a look inside."""
+    return next(iter(batches)).rows(0, rows)
+
+
+def shares(parts: Sequence[Batch]) -> list[float]:
+    """The part of a step's targets that each of its micro-batches has."""
+    counts = [part.n for part in parts]
+    return [count / max(1, sum(counts)) for count in counts]

@@ -27,7 +27,7 @@ class FittedRun(Run):
 
     def take_means(self) -> tuple[float, float]:
         """The loss on a sample of the training split; there is no gradient."""
-        return self.evaluate("train", self.spec.train.eval_tokens), math.nan
+        return self.evaluate("train", final=False)["loss"], math.nan
 
     def state(self) -> State:
         return {"model": self.model.state_dict(), "step": self.step}
@@ -37,8 +37,8 @@ class FittedRun(Run):
         self.step = state["step"]
 
 
-def new_run(spec: TrialSpec, device: torch.device, cache: Path) -> Run:
+def new_run(spec: TrialSpec, device: torch.device, cache: Path, parent: Path | None = None) -> Run:
     """The kind of run that the specification's model needs."""
     model = spec.arch.model
     fitted = model is not None and getattr(registry.load(registry.find("model", model.name)), "fitted", False)
-    return (FittedRun if fitted else TrainingRun)(spec, device, cache)
+    return (FittedRun if fitted else TrainingRun)(spec, device, cache, parent)

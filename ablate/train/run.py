@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ablate import registry
 from ablate.contracts import Slot
 from ablate.diagnose import by_layer
 from ablate.spec import TrialSpec
-from ablate.tasks.base import Task
+from ablate.tasks.base import Task, first_rows, shares
 from ablate.train.checkpoint import State
 from ablate.train.optim import decay_groups
+from ablate.train.start import begin_from, load_weights
 
 LOOKED_AT = 8  # rows of validation data that are looked at layer by layer
 CHECK_EVERY = 10  # steps between looks at the loss: a fixed grid, so that a divergence has one step
@@ -34,13 +36,16 @@ class Run:
     `state()` and `restore()` carry all of it, bit for bit.
     """
 
-    def __init__(self, spec: TrialSpec, device: torch.device, cache: Path):
+    def __init__(self, spec: TrialSpec, device: torch.device, cache: Path, parent: Path | None = None):
+        """`parent` is the file of the weights to begin from."""
         self.spec = spec
         self.device = device
         self.task: Task = registry.make("task", spec.data.task)
         self.task.open(spec.data, cache)
         self.steps = spec.train.steps
-        self.model: nn.Module = self.task.build(spec.arch, spec.seed, spec.train.dropout).to(device)
+        model = self.task.build(spec.arch, spec.seed, spec.train.dropout)
+        self.begun = begin_from(model, load_weights(parent)) if parent else None
+        self.model: nn.Module = model.to(device)
         self.eval_steps = evaluation_steps(self.steps, spec.train.eval_points)
         self.step = 0
 
@@ -64,39 +69,47 @@ class Run:
         return contextlib.nullcontext()
 
     @torch.no_grad()
-    def evaluate(self, split: str, at_most: int) -> float:
-        """The mean loss in nats on a split's fixed sample, in evaluation mode."""
-        self.model.eval()
-        sample = self.task.held_out(split, at_most)
-        size = max(1, self.spec.train.batch_tokens // self.spec.data.seq_len // self.spec.train.accumulate)
-        total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        for batch in sample.split(size):
+    def evaluate(self, split: str, final: bool) -> dict[str, float]:
+        """The metrics of a split's fixed sample, `loss` first, in evaluation mode."""
+        train = self.spec.train
+        model = self.measured()
+        model.eval()
+        meter = self.task.meter(split, final)
+        rows = max(1, train.batch_tokens // self.spec.data.row_tokens // train.accumulate)
+        for batch in self.task.held_out(split, train.final_eval_tokens if final else train.eval_tokens, rows):
             with self.autocast():
-                loss, n = self.task.loss_sum(self.model, batch.to(self.device))
-            total += loss
-            count += n
-        return total.item() / count
+                meter.add(model, batch.to(self.device))
+        return meter.result()
+
+    def measured(self) -> nn.Module:
+        """The model that is evaluated and kept."""
+        return self.model
 
     def by_layer(self) -> dict[str, list[float | None]] | None:
         """What `diagnose.by_layer` sees on a few rows of validation data."""
-        rows = self.task.held_out("valid", LOOKED_AT * self.spec.data.seq_len)[:LOOKED_AT, :-1]
+        split = "valid" if "valid" in self.task.splits else self.task.splits[-1]
+        batch = first_rows(self.task.held_out(split, LOOKED_AT * self.spec.data.row_tokens, LOOKED_AT), LOOKED_AT)
+        batch = batch.to(self.device)
         with self.autocast():
-            return by_layer(self.model, (rows.to(self.device),))
+            return by_layer(self.measured(), batch.inputs, batch.marks)
 
 
 class TrainingRun(Run):
     """A run of an optimizer."""
 
-    def __init__(self, spec: TrialSpec, device: torch.device, cache: Path):
-        super().__init__(spec, device, cache)
+    def __init__(self, spec: TrialSpec, device: torch.device, cache: Path, parent: Path | None = None):
+        super().__init__(spec, device, cache, parent)
         train = spec.train
+        self.average: nn.Module | None = None
+        if train.ema:
+            self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.parameters = list(self.model.parameters())
         self.constrained = constrained(self.model)
         self.schedule = registry.make("schedule", train.schedule)
         self.optimizer: torch.optim.Optimizer = registry.make("optimizer", train.optimizer).build(
             decay_groups(self.model, train.weight_decay), train.lr
         )
-        self.batches = self.task.batches(train.batch_tokens, spec.seed)
+        self.batches = self.task.batches(train, spec.seed)
         self.first_loss = math.nan
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # since the last row
         self.norm_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -114,18 +127,21 @@ class TrainingRun(Run):
             group["lr"] = rate
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        batch = self.batches[self.step].to(self.device, non_blocking=True)
+        batch = self.batches[self.step]
+        parts = batch.split(-(-len(batch) // train.accumulate))
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
-        for part in batch.chunk(train.accumulate):
+        for part, share in zip(parts, shares(parts), strict=True):
             with self.autocast():
-                objective, part_nll = self.task.objective(self.model, part, train)
-            (objective / train.accumulate).backward()
-            nll += part_nll / train.accumulate
+                objective, part_nll = self.task.objective(self.model, part.to(self.device), train)
+            (objective * share).backward()
+            nll += part_nll * share
         limit = train.clip if train.clip is not None else math.inf
         self.norm_sum += torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         self.optimizer.step()
         for module in self.constrained:
             module.after_step((self.step + 1) / self.steps)
+        if self.average is not None:
+            self._follow(self.average)
         self.loss_sum += nll
         self.summed += 1
         if self.step == 0:
@@ -133,6 +149,19 @@ class TrainingRun(Run):
         self.step += 1
         if self.step % CHECK_EVERY == 0 or self.step == self.steps:
             self._check(nll.item())
+
+    @torch.no_grad()
+    def _follow(self, average: nn.Module) -> None:
+        """average = decay average + (1 - decay) model. The decay is min(ema, (1 + s) / (10 + s)) at step s, so that
+        a short run does not keep its first values."""
+        decay = min(self.spec.train.ema, (1 + self.step) / (10 + self.step))
+        mine: list[Tensor] = list(average.parameters())
+        torch._foreach_lerp_(mine, list[Tensor](self.parameters), 1 - decay)
+        for buffer, theirs in zip(average.buffers(), self.model.buffers(), strict=True):
+            buffer.copy_(theirs)
+
+    def measured(self) -> nn.Module:
+        return self.model if self.average is None else self.average
 
     def _seed_dropout(self) -> None:
         """By the generators themselves: `torch.manual_seed` keeps a stack trace, 0.15 ms against 0.002."""
@@ -167,6 +196,7 @@ class TrainingRun(Run):
             "loss_sum": self.loss_sum,
             "norm_sum": self.norm_sum,
             "summed": self.summed,
+            **({} if self.average is None else {"average": self.average.state_dict()}),
         }
 
     def restore(self, state: State) -> None:
@@ -177,6 +207,8 @@ class TrainingRun(Run):
         self.loss_sum = state["loss_sum"].to(self.device)
         self.norm_sum = state["norm_sum"].to(self.device)
         self.summed = state["summed"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
 
 def constrained(model: nn.Module) -> list[Slot]:
@@ -188,4 +220,6 @@ def constrained(model: nn.Module) -> list[Slot]:
 def evaluation_steps(steps: int, points: int) -> frozenset[int]:
     """The steps after which a trial is evaluated: 0, then about `points` spaced logarithmically up to the last."""
     first = max(1.0, steps / 100)
+    if not steps:
+        return frozenset({0})
     return frozenset({0, steps, *(round(each) for each in np.geomspace(min(first, steps), steps, points))})

@@ -68,7 +68,7 @@ def run_trial(job: Job) -> Generator[Progress, None, None]:
             raise UserError(f"{folder.spec} says trial {spec.trial_id}, not {job.trial_id}")
         started = time.perf_counter()
         try:
-            yield from _train(job, spec, folder, device, ledger.cache)
+            yield from _train(job, spec, folder, device, ledger)
         except (Exception, MemoryError) as error:
             if _is_the_machines(error, job):
                 raise  # a full or read-only disk says nothing about the trial
@@ -104,8 +104,11 @@ def prepare_process(job: Job) -> torch.device:
     return device
 
 
-def _train(job: Job, spec: TrialSpec, folder: TrialFolder, device: torch.device, cache: Path) -> Iterator[Progress]:
-    trial = Trial(job, spec, folder, device, cache)
+def _train(
+    job: Job, spec: TrialSpec, folder: TrialFolder, device: torch.device, ledger: Ledger
+) -> Iterator[Progress]:
+    parent = ledger.trial(spec.parent).weights if spec.parent else None
+    trial = Trial(job, spec, folder, device, ledger.cache, parent)
     try:
         while trial.run.step < trial.run.steps:
             yield from trial.until_evaluation()
@@ -124,10 +127,19 @@ def _train(job: Job, spec: TrialSpec, folder: TrialFolder, device: torch.device,
 class Trial:
     """A training run and its files."""
 
-    def __init__(self, job: Job, spec: TrialSpec, folder: TrialFolder, device: torch.device, cache: Path):
+    def __init__(
+        self,
+        job: Job,
+        spec: TrialSpec,
+        folder: TrialFolder,
+        device: torch.device,
+        cache: Path,
+        parent: Path | None = None,
+    ):
         self.job, self.spec, self.folder, self.device = job, spec, folder, device
-        self.run = new_run(spec, device, cache)
-        self.cost: Cost = CostBook(cache / "cost").cost(spec.arch, self.run.task.vocab, self.run.task.max_len)
+        self.run = new_run(spec, device, cache, parent)
+        task = self.run.task
+        self.cost: Cost = CostBook(cache / "cost").cost(spec.arch, task.vocab, task.max_len, **task.shape)
         self.train_s = 0.0
         self.wall_before_s = 0.0
         self.began = time.perf_counter()
@@ -176,24 +188,19 @@ class Trial:
         yield self.progress()
 
     def _evaluate(self) -> None:
-        train, last = self.spec.train, self.run.step == self.run.steps
-        for split in self.run.task.splits if last else ("valid",):
-            loss = self.run.evaluate(split, train.final_eval_tokens if last else train.eval_tokens)
-            self._row(split, loss, **self.run.task.derived(loss, split))
-            if split == "valid":
+        last, splits = self.run.step == self.run.steps, self.run.task.splits
+        for split in splits if last else [each for each in splits if each == "valid"]:
+            metrics = self.run.evaluate(split, last)
+            loss = metrics["loss"]
+            self._row(split, **metrics)
+            if split == "valid" or "valid" not in splits:
                 self.last_loss = loss
             if last and not math.isfinite(loss):  # the last updates spoiled it, after the last look at its loss
                 raise Diverged(f"the {split} loss is {loss} at step {self.run.step}")
 
     def _row(self, split: str, loss: float, **others: float) -> None:
         step = self.run.step
-        row = {
-            "step": step,
-            "tokens": step * self.spec.train.batch_tokens,
-            "split": split,
-            "loss": loss,
-            **others,
-        }
+        row = {"step": step, "tokens": self.spec.train.tokens_at(step), "split": split, "loss": loss, **others}
         append_json(self.folder.metrics, {key: _finite(value) for key, value in row.items()})
 
     def save(self) -> None:
@@ -224,7 +231,7 @@ class Trial:
         return self.wall_before_s + time.perf_counter() - self.began
 
     def progress(self) -> Progress:
-        tokens = self.run.step * self.spec.train.batch_tokens
+        tokens = self.spec.train.tokens_at(self.run.step)
         return {
             "id": self.job.trial_id,
             "step": self.run.step,
@@ -237,7 +244,7 @@ class Trial:
         """Keep the final weights, commit the record, and only then let go of the checkpoint."""
         if status == "diverged":
             self._row("batch", float("nan"))
-        checkpoint.save(self.folder.weights, {"model": self.run.model.state_dict(), "step": self.run.step})
+        checkpoint.save(self.folder.weights, {"model": self.run.measured().state_dict(), "step": self.run.step})
         record = self._record(status, reason)
         self.folder.commit(record)
         self.folder.checkpoint.unlink(missing_ok=True)
@@ -245,13 +252,16 @@ class Trial:
 
     def _record(self, status: str, reason: str | None) -> dict[str, Any]:
         spec, run, cost = self.spec, self.run, self.cost
-        tokens = run.step * spec.train.batch_tokens
+        tokens = spec.train.tokens_at(run.step)
         return {
             "id": spec.trial_id,
             "group_id": spec.group_id,
             "status": status,
             "error": reason,
             "spec": to_tree(spec),
+            "parent": spec.parent,
+            "begun": run.begun,
+            "metric": {"name": run.task.metric, "higher_is_better": run.task.higher_is_better},
             "metrics": final_metrics(self.folder, status),
             "layers": {"initial": self.layers_at_first, "final": run.by_layer()},
             "params_total": cost.params_total,
@@ -276,18 +286,23 @@ class Trial:
 
 
 def final_metrics(folder: TrialFolder, status: str) -> dict[str, Any]:
-    """The last evaluation: `loss` and what follows from it on validation data, and the other splits' losses.
+    """The last evaluation: what was measured on validation data (on test data where the task has no other), and on
+    the other splits as `test_loss`, `train_accuracy` and so on.
 
     A trial that did not finish has no final loss; what it last reached is `last_loss`.
     """
     last: dict[str, dict[str, Any]] = {row["split"]: row for row in folder.rows()}
-    valid = last.get("valid", {})
+    main = "valid" if "valid" in last else "test"
     if status != "finished":
-        return {"loss": None, "last_loss": valid.get("loss")}
-    metrics = {key: value for key, value in valid.items() if key not in ("step", "tokens", "split")}
-    metrics["train_loss"] = last["train"]["loss"]
-    metrics["test_loss"] = last["test"]["loss"]
-    metrics["generalisation_gap"] = metrics["loss"] - metrics["train_loss"]
+        return {"loss": None, "last_loss": last.get(main, {}).get("loss")}
+    metrics: dict[str, Any] = {}
+    for split in (main, *(each for each in last if each not in (main, "batch"))):
+        prefix = "" if split == main else f"{split}_"
+        metrics |= {
+            prefix + key: value for key, value in last[split].items() if key not in ("step", "tokens", "split")
+        }
+    if "train_loss" in metrics:
+        metrics["generalisation_gap"] = metrics["loss"] - metrics["train_loss"]
     return metrics
 
 

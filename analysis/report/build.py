@@ -121,8 +121,8 @@ def _figures(
     order = list(dict.fromkeys(table["variant"]))
     found: dict[str, dict[str, Any]] = {}
     if len(done):
-        one_text = len(facts["data"].get("unigram_entropies", [0])) == 1
-        unigram = facts["data"]["unigram_entropy"] if one_text else None
+        unigrams = [each["value"] for each in facts["data"]["baselines"] if each["name"] == "unigram entropy"]
+        unigram = unigrams[0] if len(unigrams) == 1 else None
         found["loss_against_compute"] = _figure(
             "Final validation loss against training compute, a point a trial; lines are fitted laws.",
             lambda ax: plots.loss_against_compute(done, fits, ax, unigram),

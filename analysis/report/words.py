@@ -96,8 +96,8 @@ def summary_lines(facts: dict[str, Any], cells: pd.DataFrame, overall: pd.DataFr
 
 def entropies(facts: dict[str, Any]) -> str:
     """The unigram entropy of the study's text, or those of each corpus and tokenizer in it."""
-    data = facts["data"]
-    return " | ".join(f"{entropy:.4f}" for entropy in data.get("unigram_entropies", [data["unigram_entropy"]]))
+    baselines = facts["data"]["baselines"]
+    return " | ".join(f"{each['value']:.4f}" for each in baselines if each["name"] == "unigram entropy")
 
 
 def plus_minus(mean: float, sd: float) -> str:

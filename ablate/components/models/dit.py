@@ -93,7 +93,7 @@ class DiT(Model):
             classes_B = torch.where(dropped_B, self.site.classes, classes_B)
         return c_BD + self.classes(classes_B)
 
-    def nll(self, *batch: Tensor) -> Tensor:
+    def nll(self, *batch: Tensor, **marks: Tensor) -> Tensor:
         """The mean squared error of the noise that is seen in noised images, (B,)."""
         *inputs, noise = batch
         return (self(*inputs).to(noise.dtype) - noise).square().flatten(1).mean(1)

@@ -182,7 +182,7 @@ class NGram(Model):
         return p_NV
 
     @torch.no_grad()
-    def nll(self, *batch: Tensor) -> Tensor:
+    def nll(self, *batch: Tensor, **marks: Tensor) -> Tensor:
         """-log p(target) in nats at every position, (B, T): as from `log_probs`, without the other words."""
         tokens_BT, targets_BT = batch
         advance(self, tokens_BT.shape[1], None)

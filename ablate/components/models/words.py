@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,25 +16,25 @@ from ablate.precision import wide
 class SoftmaxModel(Model):
     """log p = log softmax of `logits`, which takes what `log_probs` takes."""
 
-    def logits(self, *inputs: Tensor, cache: Cache | None = None) -> Tensor:
+    def logits(self, *inputs: Tensor, cache: Cache | None = None, **marks: Any) -> Tensor:
         raise NotImplementedError
 
     def log_probs(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         return wide(self.logits(tokens_BT, cache=cache)).log_softmax(-1)
 
-    def nll(self, *batch: Tensor) -> Tensor:
+    def nll(self, *batch: Tensor, **marks: Any) -> Tensor:
         """-log p(target) in nats at every position, (B, T); of a classifier, (B,)."""
         *inputs, targets = batch
-        logits = wide(self.logits(*inputs))
+        logits = wide(self.logits(*inputs, **marks))
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
-    def objective(self, *batch: Tensor, label_smoothing: float, z_loss: float) -> Loss:
+    def objective(self, *batch: Tensor, label_smoothing: float, z_loss: float, **marks: Any) -> Loss:
         """As `Head.objective`."""
         if not (label_smoothing or z_loss):
-            nll = self.nll(*batch)
+            nll = self.nll(*batch, **marks)
             return nll, nll, {}
         *inputs, targets = batch
-        logits = wide(self.logits(*inputs))
+        logits = wide(self.logits(*inputs, **marks))
         log_z = logits.logsumexp(-1)
         nll = log_z - logits.gather(-1, targets[..., None])[..., 0]
         uniform = log_z - logits.mean(-1)
