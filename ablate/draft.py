@@ -16,6 +16,7 @@ from ablate.spec import SECTIONS, Component, TrialSpec, parse
 from ablate.yamlfile import Document
 
 Path_ = tuple[str, ...]
+SOURCES = ("corpus", "path", "hub")  # of data: one of them says where they are
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,14 @@ class Draft:
         return other
 
     def lay(self, settings: Mapping[str, Any], origin: Origin) -> None:
-        """Lay a mapping over the draft: dotted paths, or sections with fields in them."""
+        """Lay a mapping over the draft: dotted paths, or sections with fields in them.
+
+        Where it says from where the data come, what was said of that before is forgotten.
+        """
+        if sources := [name for name in SOURCES if _is_set(settings, name)]:
+            for name in SOURCES:
+                if name not in sources:
+                    self.tree["data"].pop(name, None)
         for key, value in settings.items():
             here = Origin(origin.document, (*origin.path, key), origin.note)
             if key in SECTIONS:
@@ -128,6 +136,11 @@ class Draft:
             return origin.error(str(error))
         above = origin.path[:-1] if "." in origin.path[-1] else origin.path[: -len(path)]
         return Origin(origin.document, (*above, *error.path)).error(error.problem)
+
+
+def _is_set(settings: Mapping[str, Any], name: str) -> bool:
+    section = settings.get("data")
+    return f"data.{name}" in settings or (isinstance(section, Mapping) and name in section)
 
 
 def _patched(now: Any, default: Any, options: Path_, value: Any, origin: Origin) -> Any:

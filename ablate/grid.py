@@ -9,7 +9,8 @@ budgets: {tokens_per_param: [5, 20]}        # or tokens: or flops:
 match: params                   # params | flops | both | none
 tolerance: 0.01
 seeds: 3                        # or a list of seeds
-stages: {name: {from: name, seeds: 3, axes: {}, dotted.path: value}}    # trained one after the other: see `stages.py`
+stages: {name: {from: name, seeds: 3, axes: {}, dotted.path: value}}   # one after the other: see `stages.py`
+rungs: {at: [0.3], keep: 0.5}   # of the seeds of a row, the best go on: see `rungs.py`
 plugins: [my_variants.py]
 """
 
@@ -29,11 +30,25 @@ from ablate.draft import Draft, Origin, sections_with
 from ablate.errors import UserError, unknown
 from ablate.match import TARGETS
 from ablate.overlays import BASELINE, compose, ladders
+from ablate.rungs import Rungs, rungs
 from ablate.spec import SECTIONS
 from ablate.stages import Stage, stages
 from ablate.yamlfile import Document, parse_scalar, read_yaml
 
-KEYS = ("study", "base", "variants", "axes", "sizes", "budgets", "match", "tolerance", "seeds", "stages", "plugins")
+KEYS = (
+    "study",
+    "base",
+    "variants",
+    "axes",
+    "sizes",
+    "budgets",
+    "match",
+    "tolerance",
+    "seeds",
+    "stages",
+    "rungs",
+    "plugins",
+)
 BUDGETS = ("tokens_per_param", "tokens", "flops")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -102,6 +117,7 @@ class Grid:
     tolerance: float
     seeds: tuple[int, ...]
     stages: tuple[Stage, ...]
+    rungs: Rungs | None
     plugins: tuple[Path, ...]
 
     @property
@@ -137,6 +153,7 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
         tolerance=_tolerance(document),
         seeds=seeds(document),
         stages=stages(document),
+        rungs=rungs(document),
         plugins=plugins,
     )
 

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from traceback import extract_tb
 from typing import Any
 
-import torch
-
-from ablate import registry
 from ablate.arch import ArchSpec
-from ablate.build import form_of
+from ablate.build import build_on_meta
 from ablate.choices import Choice
-from ablate.cost import Cost, CostBook, params_only
+from ablate.cost import Cost, params_only
 from ablate.differences import differences
 from ablate.draft import Draft
-from ablate.errors import SpecError, UserError
+from ablate.errors import UserError
 from ablate.grid import Budget, Grid, Variant
 from ablate.match import TARGETS, Candidate, Matcher, Unmatched
+from ablate.resolve import Resolver
 from ablate.spec import DataSpec, Resources, TrainSpec, TrialSpec, to_tree
 from ablate.stages import Stage
-from ablate.tasks.base import Task, first_rows
+from ablate.train.start import refuse_misfits
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,13 @@ class Row:
     parent: Row | None = None  # whose trials' weights these begin from
 
     @property
+    def cell(self) -> str:
+        """Stage, size, axes and budget as a label."""
+        return ", ".join(each for each in (self.stage, self.size, self.axes, self.budget) if each)
+
+    @property
     def tokens(self) -> int:
-        return self.spec.train.steps * self.spec.train.batch_tokens
+        return self.spec.train.tokens_at(self.spec.train.steps)
 
     @property
     def flops(self) -> float:
@@ -75,6 +77,10 @@ class Plan:
     @property
     def baseline(self) -> str:
         return self.grid.variants[0].name
+
+    def trials_of(self, row: Row) -> list[PlannedTrial]:
+        """The trials of one row: its seeds, of each model that they begin from."""
+        return [trial for trial in self.trials if trial.row is row]
 
     @property
     def total_flops(self) -> float:
@@ -107,13 +113,11 @@ def make_plan(grid: Grid, cache: Path) -> Plan:
     return Plan(grid, tuple(rows), tuple(trials.values()), planner.facts(rows))
 
 
-class _Planner:
+class _Planner(Resolver):
+    """The rows of a grid, cell by cell."""
+
     def __init__(self, grid: Grid, cache: Path):
-        self.grid = grid
-        self.cache = cache
-        self.book = CostBook(cache / "cost")
-        self._data: dict[DataSpec, DataSpec] = {}
-        self._tasks: dict[DataSpec, Task] = {}
+        super().__init__(grid, cache)
         self._solved: dict[tuple[Any, ...], Candidate] = {}  # axes of training repeat the same architectures
 
     def cell(self, size: Choice, axes: Choice) -> list[Row]:
@@ -205,6 +209,7 @@ class _Planner:
             vocabulary = parent.spec.data.vocabulary or self.task(parent.spec.data).vocabulary
             spec = self.resolved(draft, parent=parent.stage, vocabulary=vocabulary)
             cost = self.cost(spec, variant)
+            self._refuse_misfits(spec, parent, stage)
             first = baseline.setdefault((parent.axes, parent.budget), cost)
             yield (
                 Row(
@@ -226,74 +231,16 @@ class _Planner:
                 draft,
             )
 
-    def resolved(self, draft: Draft, parent: str | None = None, vocabulary: str = "") -> TrialSpec:
-        """The draft's specification with its data's content and its precision known."""
-        data = replace(draft.section("data"), vocabulary=vocabulary)
-        if data not in self._data:
-            try:
-                kind: type[Task] = registry.load(registry.find("task", data.task.name))
-                self._data[data] = kind.resolve(data, self.grid.folder)
-            except SpecError as error:
-                raise draft.error(SpecError(("data", *error.path), error.problem)) from None
-            except UserError as error:
-                raise draft.error(SpecError(("data", "path"), str(error))) from None
-        spec = draft.spec(parent, data=self._data[data])
+    def _refuse_misfits(self, spec: TrialSpec, parent: Row, stage: Stage) -> None:
+        """Raise `UserError` where the weights of a row's trials are not those of this architecture."""
+        mine, theirs = (
+            build_on_meta(each.arch, task.vocab, task.max_len, **task.shape).state_dict()
+            for each, task in ((spec, self.task(spec.data)), (parent.spec, self.task(parent.spec.data)))
+        )
         try:
-            task = self.task(spec.data)
-        except SpecError as error:
-            raise draft.error(SpecError(("data", "tokenizer", *error.path), error.problem)) from None
+            refuse_misfits({name: value.shape for name, value in mine.items()}, theirs)
         except UserError as error:
-            raise draft.error(SpecError(("data", "path"), str(error))) from None
-        spec = self._with_tokens(spec, task, draft)
-        try:
-            if "train" in task.splits:
-                task.batches(spec.train, 0)
-            for split in task.splits:
-                first_rows(task.held_out(split, 1, 1), 1)
-        except UserError as error:
-            raise draft.error(SpecError(("data", "seq_len"), str(error))) from None
-        if (form := form_of(spec.arch)) not in task.forms:
-            field = {"pair": "encoder", "image": "embedding"}.get(form, "model" if spec.arch.model else "head")
-            problem = f"task {spec.data.task.name!r} trains models of form {' or '.join(task.forms)}, not {form}"
-            raise draft.error(SpecError(("arch", field), problem + ("; set it to false" if form == "pair" else "")))
-        self._check_recipe(spec.train, draft)
-        if spec.train.precision == "auto":
-            spec = replace(spec, train=replace(spec.train, precision=default_precision(spec)))
-        return spec
-
-    def _with_tokens(self, spec: TrialSpec, task: Task, draft: Draft) -> TrialSpec:
-        """The specification with its epochs as tokens, in whole batches."""
-        train = spec.train
-        if train.epochs is None:
-            return spec
-        steps = round(train.epochs * task.train_tokens / train.batch_tokens)
-        if steps < 1:
-            problem = (
-                f"{train.epochs:g} of {task.train_tokens:,} tokens is less than one batch of {train.batch_tokens}"
-            )
-            raise draft.error(SpecError(("train", "epochs"), problem))
-        return replace(spec, train=replace(train, tokens=steps * train.batch_tokens, epochs=None))
-
-    def _check_recipe(self, train: TrainSpec, draft: Draft) -> None:
-        """Make the schedule and the optimizer once: they know the ranges of their options."""
-        try:
-            registry.make("schedule", train.schedule)
-        except UserError as error:
-            raise draft.error(SpecError(("train", "schedule"), str(error))) from None
-        if train.optimizer.options:
-            try:
-                parts: list[dict[str, Any]] = [{"params": [torch.zeros(1, 1, requires_grad=True)]}]
-                registry.make("optimizer", train.optimizer).build(parts, train.lr)
-            except (ValueError, RuntimeError, UserError) as error:
-                problem = f"optimizer {train.optimizer.name!r}: {error}"
-                raise draft.error(SpecError(("train", "optimizer"), problem)) from None
-
-    def task(self, data: DataSpec) -> Task:
-        if data not in self._tasks:
-            task: Task = registry.make("task", data.task)
-            task.open(data, self.cache)
-            self._tasks[data] = task
-        return self._tasks[data]
+            raise stage.origin.error(f"{error} ({stage.parent!r}, {parent.variant})") from None
 
     def facts(self, rows: list[Row]) -> dict[str, Any]:
         """The facts of the first row's data, and what all rows' data have to compare results with."""
@@ -305,19 +252,6 @@ class _Planner:
         ]
         first = next(iter(every.values()))
         return {**first, "baselines": [each for n, each in enumerate(baselines) if each not in baselines[:n]]}
-
-    def cost(self, spec: TrialSpec, variant: Variant) -> Cost:
-        """Counted costs; an architecture in which something has no effect is refused here."""
-        task = self.task(spec.data)
-        try:
-            return self.book.cost(spec.arch, task.vocab, task.max_len, **task.shape)
-        except UserError as error:
-            raise variant.origin.error(f"variant {variant.name!r}: {error}") from None
-        except Exception as error:  # an option's value that torch refuses, a mistake in a plugin
-            ours = [each for each in extract_tb(error.__traceback__) if "torch" not in Path(each.filename).parts]
-            problem = f"variant {variant.name!r} cannot be built: {type(error).__name__}: {error}".rstrip(": ")
-            problem += f" ({Path(ours[-1].filename).name}:{ours[-1].lineno})"
-            raise variant.origin.error(problem) from error
 
     def matched(
         self, draft: Draft, spec: TrialSpec, variant: Variant, size: Choice, axes: Choice, want: Cost
@@ -335,14 +269,14 @@ class _Planner:
             return sized.section("arch")
 
         def flops(arch: ArchSpec) -> float:
-            return self.book.cost(arch, task.vocab, task.max_len, **task.shape).flops_forward
+            return self.book.cost(arch, task.vocab, task.length(arch), **task.sizes).flops_forward
 
         def params(arch: ArchSpec) -> int:
-            return params_only(arch, task.vocab, task.max_len, **task.shape)
+            return params_only(arch, task.vocab, task.length(arch), **task.sizes)
 
         values = {"params": float(want.params_total), "flops": want.flops_forward}
         frozen = frozenset(variant.paths()) | frozenset(axes.settings)
-        key = (variant.name, spec.arch, tuple(values.values()), frozen, task.vocab, task.max_len, str(task.shape))
+        key = (variant.name, spec.arch, tuple(values.values()), frozen, task.vocab, task.max_len, str(task.sizes))
         try:
             if key not in self._solved:
                 self._solved[key] = Matcher(make, params, flops).solve(
@@ -411,15 +345,3 @@ def _residuals(cost: Cost, baseline: Cost) -> dict[str, float]:
         "params": cost.params_total / baseline.params_total - 1,
         "flops": cost.flops_forward / baseline.flops_forward - 1,
     }
-
-
-def default_precision(spec: TrialSpec) -> str:
-    """bf16 where the trial gets a GPU, fp32 on a CPU."""
-    return "bf16" if default_gpus(spec) > 0 else "fp32"
-
-
-def default_gpus(spec: TrialSpec) -> float:
-    """GPUs that a trial asks for: as stated, else one where this machine has any."""
-    if spec.resources.gpus is not None:
-        return spec.resources.gpus
-    return 1.0 if torch.cuda.is_available() else 0.0

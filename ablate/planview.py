@@ -23,6 +23,9 @@ def plan_json(plan: Plan, ledger: Ledger) -> dict[str, Any]:
         "variants": [
             {
                 "name": row.variant,
+                "stage": row.stage,
+                "begins_from": row.parent.stage if row.parent else None,
+                "trials": len(plan.trials_of(row)),
                 "size": row.size,
                 "axes": row.axes,
                 "budget": row.budget,
@@ -42,6 +45,10 @@ def plan_json(plan: Plan, ledger: Ledger) -> dict[str, Any]:
         ],
         "total_flops": plan.total_flops,
     }
+
+
+def _seeds(plan: Plan) -> list[int]:
+    return sorted({seed for row in plan.rows for seed in row.seeds})
 
 
 def match_residual(row: Row, match: str) -> float:
@@ -70,7 +77,6 @@ def print_plan(plan: Plan, ledger: Ledger) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("differs in")
     for row in plan.rows:
-        cell = ", ".join(each for each in (row.size, row.axes, row.budget) if each)
         differs = ", ".join(row.differs_in)
         if row.solved:
             differs += "  (" + ", ".join(f"{path} {value}" for path, value in row.solved.items()) + ")"
@@ -78,7 +84,7 @@ def print_plan(plan: Plan, ledger: Ledger) -> None:
             differs += "  [yellow]confounded[/]"
         table.add_row(
             row.variant,
-            cell,
+            row.cell,
             f"{row.cost.params_total:,}",
             f"{row.residuals['params']:+.2%}",
             f"{row.cost.flops_forward:,.0f}",
@@ -89,7 +95,7 @@ def print_plan(plan: Plan, ledger: Ledger) -> None:
         )
     console.print(table)
     console.print(
-        f"{plural(len(plan.trials), 'trial')} over seeds {list(plan.grid.seeds)}, {done} already done; match: "
+        f"{plural(len(plan.trials), 'trial')} over seeds {_seeds(plan)}, {done} already done; match: "
         f"{plan.grid.match} within {plan.grid.tolerance:.1%}; {plan.total_flops:.3g} training FLOPs in all",
         soft_wrap=True,
     )

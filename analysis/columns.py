@@ -19,11 +19,14 @@ class Column:
 COLUMNS = (
     Column("trial_id", "string", "", "hash of what was asked"),
     Column("group_id", "string", "", "the same without the seed: replicates share it"),
+    Column("stage", "string", "", "which of the study's stages; empty where it has none"),
     Column("variant", "string", "", "row of the comparison"),
     Column("size", "string", "", "label of the size"),
     Column("axes", "string", "", "label of the other settings that are crossed"),
     Column("budget", "string", "", "label of the training budget"),
     Column("seed", "Int64", "", "of initialisation, data order and dropout"),
+    Column("parent", "string", "", "trial whose trained weights this one began from", "parent"),
+    Column("parent_seed", "Int64", "", "that trial's seed"),
     Column("status", "string", "", "finished | diverged | failed | stopped; pending when there is no record yet"),
     Column("loss", "float64", "nats/token", "final validation loss; missing unless finished", "metrics.loss"),
     Column("early_loss", "float64", "nats/token", "validation loss nearest to 1/8 of the budget"),
@@ -32,13 +35,19 @@ COLUMNS = (
     Column("train_loss", "float64", "nats/token", "on a fixed training sample, at the end", "metrics.train_loss"),
     Column("test_loss", "float64", "nats/token", "on the test split, at the end", "metrics.test_loss"),
     Column("generalisation_gap", "float64", "nats/token", "loss - train_loss", "metrics.generalisation_gap"),
+    Column("metric", "string", "", "the task's headline metric", "metric.name"),
+    Column("better", "string", "", "lower | higher: which values of it are better", "metric.better"),
+    Column("score", "float64", "", "the headline metric on validation data, at the end"),
+    Column("test_score", "float64", "", "the headline metric on test data, at the end"),
     Column("params_total", "float64", "", "all parameters", "params_total"),
     Column("params_non_embedding", "float64", "", "without embedding, position and head", "params_non_embedding"),
     Column("flops_per_token", "float64", "FLOP", "forward, executed, per token", "flops_per_token"),
     Column("train_flops", "float64", "FLOP", "forward and backward over all tokens", "train_flops"),
     Column("train_flops_6nd", "float64", "FLOP", "6 N D, N non-embedding", "train_flops_6nd"),
     Column("tokens", "float64", "tokens", "trained on", "tokens"),
+    Column("steps", "float64", "", "optimizer steps", "steps"),
     Column("epochs", "float64", "", "how often the training split was seen", "epochs"),
+    Column("steps_per_s", "float64", "1/s", "training steps, evaluation not counted"),
     Column("tokens_per_s", "float64", "tokens/s", "training throughput, evaluation not counted", "tokens_per_s"),
     Column("wall_s", "float64", "s", "from start to end, all attempts", "wall_s"),
     Column("peak_memory_bytes", "float64", "bytes", "most memory used", "peak_memory_bytes"),
@@ -50,6 +59,7 @@ COLUMNS = (
     Column("error", "string", "", "why a trial failed or diverged", "error"),
 )
 BY_NAME = {column.name: column for column in COLUMNS}
-LABELS = ("variant", "size", "axes", "budget")
-CELL = ("size", "axes", "budget")  # what a variant is compared within
+LABELS = ("stage", "variant", "size", "axes", "budget")
+CELL = ("stage", "size", "axes", "budget")  # what a variant is compared within
+PAIR = ("seed", "parent_seed")  # what two trials of a cell have in common, so that they are compared
 EARLY = 1 / 8  # of the budget, as the early loss of Narang et al. 2021, section 3.2

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis.columns import CELL
+
 # Okabe and Ito 2008, "Color Universal Design"; the markers tell the same story without colour
 COLORS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#B0A000")
 MARKERS = "osD^vPX*"
@@ -97,5 +99,5 @@ def _legend(ax: Axes) -> None:
 
 
 def _row_label(row: pd.Series) -> str:
-    cell = ", ".join(str(row[name]) for name in ("size", "axes", "budget") if row[name] and row[name] != "base")
+    cell = ", ".join(str(row[name]) for name in CELL if row[name] and row[name] != "base")
     return f"{row['variant']}  ({cell})" if cell else str(row["variant"])

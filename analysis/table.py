@@ -35,14 +35,17 @@ def study_table(results: Path, study: str) -> pd.DataFrame:
     everything else.
     """
     rows = []
-    for label in read_study(results, study)["trials"]:
+    labels = read_study(results, study)["trials"]
+    seeds = {label["id"]: label["seed"] for label in labels}
+    for label in labels:
         folder = Path(results) / "trials" / label["id"]
-        rows.append(dict.fromkeys(BY_NAME) | _labels(label) | _record_values(folder))
+        begun = {"parent_seed": seeds.get(label.get("parent"))}
+        rows.append(dict.fromkeys(BY_NAME) | begun | _labels(label) | _record_values(folder))
     return validated(pd.DataFrame(rows), f"study {study!r}")
 
 
 def study_curves(results: Path, study: str) -> pd.DataFrame:
-    """One row an evaluation of a trial: trial_id, variant, size, axes, budget, seed, step, tokens, split, loss."""
+    """One row an evaluation of a trial: trial_id, its labels, seed, step, tokens, split, loss."""
     frames = []
     for label in read_study(results, study)["trials"]:
         rows = _rows(Path(results) / "trials" / label["id"] / "metrics.jsonl")
@@ -50,7 +53,7 @@ def study_curves(results: Path, study: str) -> pd.DataFrame:
             keys = ("step", "tokens", "split", "loss")
             frame = pd.DataFrame([{key: row.get(key) for key in keys} for row in rows])
             frames.append(frame.assign(**_labels(label)))
-    columns = ["trial_id", "variant", "size", "axes", "budget", "seed", "step", "tokens", "split", "loss"]
+    columns = ["trial_id", *LABELS, "seed", "step", "tokens", "split", "loss"]
     curves = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     curves["loss"] = pd.to_numeric(curves["loss"])
     return curves
@@ -89,6 +92,11 @@ def validated(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """
     if "variant" not in table:
         raise TableError(f"{name}: no column variant; its columns: {', '.join(map(str, table.columns))}")
+    for name_, value in (("stage", ""), ("parent_seed", pd.NA), ("metric", "loss"), ("better", "lower")):
+        if name_ not in table:
+            table[name_] = value
+    if "score" not in table and "loss" in table:
+        table["score"] = table["loss"]
     for column in table.columns:
         known = BY_NAME.get(str(column))
         if known is None:
@@ -109,7 +117,8 @@ def validated(table: pd.DataFrame, name: str) -> pd.DataFrame:
 def _labels(label: dict[str, Any]) -> dict[str, Any]:
     axes = {path: _scalar(value) for path, value in label["axis_values"].items()}
     names = ("group_id", "variant", "size", "axes", "budget", "seed")
-    return {"trial_id": label["id"], **{name: label[name] for name in names}, **axes}
+    kept = {name: label[name] for name in names} | {"stage": label.get("stage") or "", "parent": label.get("parent")}
+    return {"trial_id": label["id"], **kept, **axes}
 
 
 def _scalar(value: Any) -> Any:
@@ -130,7 +139,19 @@ def _record_values(folder: Path) -> dict[str, Any]:
     environment = record.get("environment") or {}
     values["hardware"] = environment.get("gpu") or environment.get("cpu")
     values["early_loss"] = _early_loss(folder / "metrics.jsonl", record)
+    values |= _scores(record.get("metrics") or {}, values)
     return {"status": record["status"], **values}
+
+
+def _scores(metrics: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The headline metric on validation and test data, and every other metric under its own name."""
+    name = values["metric"] or "loss"
+    found: dict[str, Any] = {"metric": name, "better": values["better"] or "lower"}
+    found |= {"score": metrics.get(name), "test_score": metrics.get(f"test_{name}")}
+    if values["tokens_per_s"] and values["tokens"]:
+        found["steps_per_s"] = values["tokens_per_s"] * values["steps"] / values["tokens"]
+    others = {key: each for key, each in metrics.items() if key not in BY_NAME and isinstance(each, int | float)}
+    return {**others, **found}
 
 
 def _dig(tree: Any, path: str) -> Any:

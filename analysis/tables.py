@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
-from analysis.columns import CELL
+from analysis.columns import CELL, PAIR
 from analysis.effects import compare, holm, verdict
 from analysis.table import finished
 
+SIGN = {"lower": 1, "higher": -1}  # of a metric, so that less is better
+
 
 def comparison_table(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Every variant in every cell (size, axes, budget): costs, loss over seeds, difference from the baseline.
+    """Every variant in every cell (stage, size, axes, budget): costs, losses and scores over seeds, difference from
+    the baseline.
 
     `n` counts finished trials, `failed` and `diverged` the others that ended: they stay in the denominator.
-    diff, lo, hi: paired difference of the loss from the baseline's in the same cell, 95 % Student interval.
-    The verdict is after Holm's correction over the whole table.
+    diff, lo, hi: paired difference from the baseline in the same cell, of the task's headline metric (`metric`, the
+    loss for language models), 95 % Student interval. The verdict is after Holm's correction over the whole table.
     """
     rows = []
     for cell, part in table.groupby(list(CELL), sort=False, dropna=False, observed=True):
-        done = finished(part)
-        effects = pd.DataFrame(columns=["variant"])
-        if (done["variant"] == baseline).any():
-            effects = compare(done, baseline, pair_on=["seed"])
+        effects = score_effects(part, baseline, PAIR)
         for variant, trials in part.groupby("variant", sort=False, observed=True):
-            mine = finished(trials)
             effect = effects[effects["variant"] == variant]
             rows.append(
                 dict(zip(CELL, map(str, cell), strict=True))
-                | {"variant": str(variant)}
-                | _costs(trials)
-                | _losses(mine)
+                | {"variant": str(variant), **metric_of(part)}
+                | costs(trials)
+                | losses(finished(trials))
                 | {
                     "trials": len(trials),
                     "failed": int((trials["status"] == "failed").sum()),
                     "diverged": int((trials["status"] == "diverged").sum()),
+                    "stopped": int((trials["status"] == "stopped").sum()),
                     "pending": int((trials["status"] == "pending").sum()),
                 }
                 | {key: effect[key].iloc[0] if len(effect) else np.nan for key in ("diff", "lo", "hi", "p")}
@@ -42,12 +44,35 @@ def comparison_table(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
             )
     out = pd.DataFrame(rows)
     out["p_holm"] = holm(out["p"].to_numpy(dtype=float))
-    pairs = zip(out["variant"], out["diff"], out["p_holm"], out["n"], strict=True)
-    out["verdict"] = ["baseline" if name == baseline else verdict(d, p, n) for name, d, p, n in pairs]
+    signs = [SIGN[better] for better in out["better"]]
+    parts = zip(out["variant"], signs * out["diff"], out["p_holm"], out["n"], strict=True)
+    out["verdict"] = ["baseline" if name == baseline else verdict(d, p, n) for name, d, p, n in parts]
     return out
 
 
-def _costs(trials: pd.DataFrame) -> dict[str, float]:
+def score_effects(table: pd.DataFrame, baseline: str, pair_on: Sequence[str], score: str = "score") -> pd.DataFrame:
+    """`compare` on a column of scores of one metric, in its own units, whichever of its values are better; empty
+    where the baseline has none."""
+    done = finished(table)
+    done = done[done[score].notna()]
+    if not (done["variant"] == baseline).any():
+        return pd.DataFrame(columns=["variant", "n", "diff", "lo", "hi", "p", "p_holm", "verdict"])
+    sign = SIGN[metric_of(table)["better"]]
+    effects = compare(done.assign(value=sign * done[score]), baseline, "value", pair_on)
+    if sign < 0:
+        effects = effects.assign(diff=-effects["diff"], lo=-effects["hi"], hi=-effects["lo"])
+    return effects
+
+
+def metric_of(table: pd.DataFrame) -> dict[str, str]:
+    """The headline metric of trials of one task."""
+    known = table[["metric", "better"]].dropna()
+    name, better = known.iloc[0] if len(known) else ("loss", "lower")
+    return {"metric": str(name), "better": str(better)}
+
+
+def costs(trials: pd.DataFrame) -> dict[str, float]:
+    """Parameters and FLOPs of one variant in one cell, and how fast its trials ran."""
     return {
         "params_total": trials["params_total"].astype(float).max(),
         "flops_per_token": trials["flops_per_token"].astype(float).max(),
@@ -56,7 +81,7 @@ def _costs(trials: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _losses(done: pd.DataFrame) -> dict[str, float]:
+def losses(done: pd.DataFrame) -> dict[str, float]:
     """Means over seeds, and standard deviations (n - 1) where there are two or more."""
     loss, early = done["loss"].astype(float), done["early_loss"].astype(float)
     return {
@@ -67,19 +92,24 @@ def _losses(done: pd.DataFrame) -> dict[str, float]:
         "loss_sd": loss.std(ddof=1),
         "bits_per_byte": done["bits_per_byte"].astype(float).mean(),
         "test_loss": done["test_loss"].astype(float).mean(),
+        "score": done["score"].astype(float).mean(),
+        "score_sd": done["score"].astype(float).std(ddof=1),
+        "test_score": done["test_score"].astype(float).mean(),
+        "test_score_sd": done["test_score"].astype(float).std(ddof=1),
         "gap": done["generalisation_gap"].astype(float).mean(),
     }
 
 
 def overall_table(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """One row a variant: the paired difference over all cells and seeds together.
+    """One row a variant and stage: the paired difference of the stage's headline metric over all cells and seeds.
 
     The interval is over the pairs' spread, cells included: it speaks of these sizes and budgets, not of others.
     """
-    done = finished(table)
-    if not (done["variant"] == baseline).any():
-        return pd.DataFrame(columns=["variant", "n", "diff", "lo", "hi", "p", "p_holm", "verdict"])
-    return compare(done, baseline, pair_on=["seed", *CELL])
+    found = []
+    for stage, part in table.groupby("stage", sort=False, dropna=False, observed=True):
+        effects = score_effects(part, baseline, [*PAIR, *CELL])
+        found.append(effects.assign(stage=str(stage), **metric_of(part)))
+    return pd.concat(found, ignore_index=True)
 
 
 def mixed_environments(table: pd.DataFrame) -> dict[str, list[str]]:

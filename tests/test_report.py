@@ -207,7 +207,7 @@ def test_verdicts(report: Report, labels: list[dict], kind: str) -> None:
     ranked = sorted(p, key=p.get)
     for row, variant in zip(rows, VARIANTS[1:], strict=True):
         assert (row["variant"], row["pairs"]) == (variant, str(len(pairs[variant])))
-        assert row["difference of loss"] == interval(pairs[variant])
+        assert row["difference"] == interval(pairs[variant])
         holm = max(min(1, (3 - rank) * p[each]) for rank, each in enumerate(ranked[: ranked.index(variant) + 1]))
         assert float(row["p (Holm)"]) == pytest.approx(holm, rel=0.05)
     assert [row["verdict"] for row in rows] == ["better", EQUAL, "worse"]
@@ -233,7 +233,7 @@ def test_what_the_study_was(report: Report) -> None:
         "48: 1 diverged, 1 failed, 45 finished, 1 pending; seeds 0, 1, 2",
         "params within 1.0%",
         "kjv, bytes, vocabulary 256, 3,954,658 training tokens",
-        f"{UNIGRAM} nats/token",
+        f"unigram entropy {UNIGRAM} (loss)",
     ):
         assert words in page and words in text
     assert "not all run alike" not in page + text
@@ -322,7 +322,7 @@ def test_what_people_wrote_is_escaped(tmp_path: Path) -> None:
     assert {tag for tag, *_ in page.attributes}.isdisjoint({"script", "b", "i"})
     assert read(made, "html")["cell, trials"][0]["cell"] == "a|b <b>&, p=<i>|, tokens=100000"
     markdown = markdown_tables(made.markdown.read_text().replace(question.splitlines()[1], ""))
-    assert {len(row) for row in markdown[1]} == {14} and markdown[1][2][0] == r"a\|b <b>&, p=<i>\|, tokens=100000"
+    assert {len(row) for row in markdown[1]} == {15} and markdown[1][2][0] == r"a\|b <b>&, p=<i>\|, tokens=100000"
 
 
 def test_trials_that_were_not_run_alike_are_said(tmp_path: Path) -> None:

@@ -34,13 +34,13 @@ class Fatal(UserError):
         self.code = code
 
 
-def give_up(folder: TrialFolder, reason: str) -> Event:
-    """Record a trial whose worker died again and again, so that the study goes on without it."""
+def give_up(folder: TrialFolder, reason: str, status: str = "failed") -> Event:
+    """Record a trial that cannot be trained, as one whose worker died again and again: the study goes on without."""
     folder.commit(
         {
             "id": folder.id,
             "group_id": None,
-            "status": "failed",
+            "status": status,
             "error": reason,
             "traceback": None,
             "spec": read_json(folder.spec),
@@ -55,5 +55,5 @@ def give_up(folder: TrialFolder, reason: str) -> Event:
             "ended": time.time(),
         }
     )
-    folder.note("end", status="failed")
-    return {"id": folder.id, "status": "failed", "loss": None, "error": reason}
+    folder.note("end", status=status)
+    return {"id": folder.id, "status": status, "loss": None, "error": reason}

@@ -71,12 +71,11 @@ class ProgressView:
     def _say_ended(self, event: Event) -> None:
         trial = self.trials[event["id"]]
         row = trial.row
-        cell = ", ".join(each for each in (row.size, row.axes, row.budget) if each)
         result = f"loss {event['loss']:.4f}" if event.get("loss") is not None else event.get("error", "")
         color = {"finished": "green", "diverged": "yellow"}.get(event["status"], "red")
         count = f"[{len(self.ended):>{len(str(self.total))}}/{self.total}]"
         self.console.print(
-            f"{count} [{color}]{event['status']:<8}[/] {escape(row.variant)} ({escape(cell)}) "
+            f"{count} [{color}]{event['status']:<8}[/] {escape(row.variant)} ({escape(row.cell)}) "
             f"seed {trial.spec.seed}  {escape(result)}  [dim]{trial.id}[/]",
             highlight=False,
             soft_wrap=True,
@@ -116,9 +115,8 @@ class ProgressView:
         for trial_id, event in list(self.running.items())[:SHOWN]:
             row = self.trials[trial_id].row
             loss = f"loss {event['loss']:.3f}" if event.get("loss") is not None else ""
-            cell = ", ".join(each for each in (row.size, row.axes, row.budget) if each)
             part = f"{event['step'] / event['steps']:4.0%}"
-            what = escape(f"{row.variant} ({cell}) seed {self.trials[trial_id].spec.seed}")
+            what = escape(f"{row.variant} ({row.cell}) seed {self.trials[trial_id].spec.seed}")
             table.add_row(f"  {part}", what, loss)
         if len(self.running) > SHOWN:
             table.add_row("", f"and {len(self.running) - SHOWN} more", "")

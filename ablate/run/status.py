@@ -7,6 +7,7 @@ from typing import Any
 from ablate.errors import plural
 from ablate.run.ledger import ENDED, Ledger
 
+CELL = ("stage", "size", "axes", "budget")
 STATES = (*ENDED, "running", "pending")
 
 
@@ -20,7 +21,7 @@ def study_status(ledger: Ledger, name: str) -> dict[str, Any]:
         record = folder.record()
         state = str(record["status"]) if record else folder.status()
         counts[state] += 1
-        labels = {key: trial[key] for key in ("id", "variant", "size", "axes", "budget", "seed")}
+        labels = {key: trial[key] for key in ("id", "stage", "variant", "size", "axes", "budget", "seed")}
         loss = record["metrics"]["loss"] if record else None
         error = record.get("error") if record else None
         trials.append({**labels, "status": state, "loss": loss, "error": error})
@@ -32,6 +33,6 @@ def print_status(tree: dict[str, Any]) -> None:
     counts = ", ".join(f"{tree[state]} {state}" for state in STATES if tree[state])
     print(f"{tree['study']}: {plural(tree['total'], 'trial')}: {counts}")
     for trial in tree["trials"]:
-        cell = ", ".join(each for each in (trial["size"], trial["axes"], trial["budget"]) if each)
+        cell = ", ".join(each for each in (trial[key] for key in CELL) if each)
         result = f"loss {trial['loss']:.4f}" if trial["loss"] is not None else trial["error"] or ""
         print(f"  {trial['id']}  {trial['status']:<8}  {trial['variant']} ({cell}) seed {trial['seed']}  {result}")

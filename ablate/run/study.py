@@ -14,11 +14,12 @@ from typing import Any
 from rich.console import Console
 
 from ablate import registry
-from ablate.plan import Plan, PlannedTrial, default_gpus
-from ablate.run.executor import Executor
+from ablate.plan import Plan, PlannedTrial
+from ablate.resolve import default_gpus
+from ablate.run.executor import Executor, give_up
 from ablate.run.files import append_json, write_json, write_text
 from ablate.run.ledger import Ledger
-from ablate.run.planner import GridPlanner, Planner
+from ablate.run.planner import Ask, GridPlanner, Planner, RungPlanner
 from ablate.run.progress import ProgressView
 from ablate.run.tracking import BackgroundMirror, Mirror
 from ablate.run.worker import Event
@@ -113,14 +114,16 @@ class StudyRun:
     def run(self, tracking_uri: str, retry_failed: bool = False) -> Outcome:
         """Run to the end, or until a signal asks to stop. Raises `Fatal` when the machine is at fault."""
         study = write_study(self.ledger, self.plan)
-        if retry_failed:
-            for trial in self.plan.trials:
-                folder = self.ledger.trial(trial.id)
-                if folder.status() == "failed":
-                    folder.forget_record()
+        rungs = self.plan.grid.rungs
+        again = {"failed"} if retry_failed else set()
+        again |= set() if rungs else {"stopped"}  # by a study that has some
+        for trial in self.plan.trials:
+            folder = self.ledger.trial(trial.id)
+            if folder.status() in again:
+                folder.forget_record()
         done = self._done()
         reused = list(done)
-        planner: Planner = GridPlanner(self.plan)
+        planner: Planner = RungPlanner(self.plan, rungs, self.ledger) if rungs else GridPlanner(self.plan)
         mirror = BackgroundMirror(Mirror(self.ledger, study, tracking_uri))
         for trial_id in mirror.mirror.behind():
             mirror.add(trial_id)
@@ -131,6 +134,8 @@ class StudyRun:
                 while not self.stop.is_set() and (batch := planner.next(done)):
                     self._train(batch, len(reused), mirror, trained)
                     done = self._done()
+                if not self.stop.is_set():
+                    self._end_orphans(done, mirror)
         finally:
             trouble = mirror.close()
             self._log(begun, trained, reused)
@@ -144,27 +149,41 @@ class StudyRun:
                 found[trial.id] = record["status"]
         return found
 
-    def _train(self, batch: list[PlannedTrial], reused: int, mirror: BackgroundMirror, trained: list[str]) -> None:
-        work = [(self._job(trial), self._needs(trial)) for trial in batch]
-        for trial in batch:
-            plan_trial(self.ledger, trial.spec)
-        view = ProgressView({trial.id: trial for trial in batch}, reused, self.console)
+    def _end_orphans(self, done: dict[str, str], mirror: BackgroundMirror) -> None:
+        """Record the trials that cannot begin, because what they begin from did not finish: they are not forgotten
+        in any table."""
+        for trial in self.plan.trials:  # parents come first
+            parent = trial.spec.parent
+            if parent is not None and trial.id not in done and (how := done.get(parent, "finished")) != "finished":
+                plan_trial(self.ledger, trial.spec)
+                status = "stopped" if how == "stopped" else "failed"
+                give_up(self.ledger.trial(trial.id), f"trial {parent}, which it begins from, has {how}", status)
+                done[trial.id] = status
+                mirror.add(trial.id)
+
+    def _train(self, batch: list[Ask], reused: int, mirror: BackgroundMirror, trained: list[str]) -> None:
+        work = [(self._job(ask), self._needs(ask.trial)) for ask in batch]
+        for ask in batch:
+            plan_trial(self.ledger, ask.trial.spec)
+        view = ProgressView({ask.trial.id: ask.trial for ask in batch}, reused, self.console)
 
         def on_event(event: Event) -> None:
             view.event(event)
-            if "status" in event:
+            if event.get("status", "paused") != "paused":
                 trained.append(event["id"])
                 mirror.add(event["id"])
 
         with view:
             self.executor.run(work, on_event, self.stop)
 
-    def _job(self, trial: PlannedTrial) -> Job:
+    def _job(self, ask: Ask) -> Job:
         return Job(
-            trial.id,
+            ask.trial.id,
             str(self.ledger.root.resolve()),
             checkpoint_every_s=self.checkpoint_every_s,
             plugins=registry.plugin_files(),
+            until=ask.until,
+            stop=ask.stop,
         )
 
     def _needs(self, trial: PlannedTrial) -> Resources:

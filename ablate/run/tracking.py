@@ -140,7 +140,8 @@ class Mirror:
             study,
             {"ablate.level": "variant", "ablate.variant": label["variant"]},
         )
-        name = " ".join(str(each) for each in (label["variant"], label["size"], f"seed {label['seed']}") if each)
+        words = (label["variant"], label.get("stage"), label["size"], f"seed {label['seed']}")
+        name = " ".join(str(each) for each in words if each)
         tags = {
             "ablate.level": "trial",
             "ablate.trial_id": trial_id,
@@ -149,6 +150,8 @@ class Mirror:
             "ablate.seed": str(label["seed"]),
             "ablate.status": record["status"],
         }
+        if label.get("stage"):
+            tags |= {"ablate.stage": label["stage"], "ablate.parent": label["parent"] or ""}
         mark = _hash(record)
         run = self._run(f"trial:{trial_id}", name, variant, tags)
         if run.data.tags.get("ablate.record") == mark:

@@ -1,0 +1,103 @@
+"""Does a difference survive on other tasks? The table of Narang et al. 2021, table 1, of a study with stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis.columns import PAIR
+from analysis.effects import holm, paired_difference, verdict
+from analysis.table import finished
+from analysis.tables import SIGN, costs, losses, metric_of, score_effects
+
+FIRST = ["size", "axes", "budget"]  # a cell of the first stage
+
+
+def pretrained(table: pd.DataFrame, first: str) -> pd.DataFrame:
+    """Every variant in every cell of the first stage: parameters, operations, steps per second, early loss (at 1/8 of
+    the budget) and final loss, with their deviations over seeds and the final one's 95 % Student interval."""
+    rows = []
+    mine = table[table["stage"] == first]
+    for (*cell, variant), trials in mine.groupby([*FIRST, "variant"], sort=False, dropna=False, observed=True):
+        done = finished(trials)
+        mean = paired_difference(done["loss"].to_numpy(float))
+        labels = dict(zip(FIRST, map(str, cell), strict=True)) | {"variant": str(variant), "trials": len(trials)}
+        interval = {"loss_lo": mean["lo"], "loss_hi": mean["hi"]}
+        speed = {"steps_per_s": trials["steps_per_s"].astype(float).median()}
+        rows.append(labels | costs(trials) | losses(done) | interval | speed)
+    return pd.DataFrame(rows)
+
+
+def downstream(table: pd.DataFrame, baseline: str, first: str) -> pd.DataFrame:
+    """The later stages, one row for each cell of the first stage, variant and column.
+
+    A column is a stage, or a stage at one setting of its own axes. Its score is the headline metric on test data, on
+    validation data where the task has no other: mean and sd over all seeds of all the models that it began from, lo
+    and hi the 95 % Student interval of the mean, diff the paired difference from the baseline, in the metric's units;
+    n finished trials of `trials`. The verdict is after Holm's correction over the whole table.
+
+    Trials that began from one model share its luck: with one model for each variant the intervals say how the
+    fine-tuning varies, not how the pre-training does; `parents` counts the models.
+    """
+    later = table[(table["stage"] != first) & table["parent"].notna()]
+    rows = [
+        row
+        for cell, _ in table[table["stage"] == first].groupby(FIRST, sort=False, dropna=False, observed=True)
+        for row in _cell_rows(later, tuple(map(str, cell)), baseline)
+    ]
+    out = pd.DataFrame(rows)
+    if not len(out):
+        return out
+    out["p_holm"] = holm(out["p"].to_numpy(float))
+    signs = np.array([SIGN[better] for better in out["better"]])
+    parts = zip(out["variant"], signs * out["diff"], out["p_holm"], out["n"], strict=True)
+    out["verdict"] = ["baseline" if name == baseline else verdict(d, p, n) for name, d, p, n in parts]
+    return out
+
+
+def _cell_rows(later: pd.DataFrame, cell: tuple[str, ...], baseline: str) -> Iterator[dict[str, object]]:
+    size, axes, budget = cell
+    inside = np.array([not axes or f"{each}, ".startswith(f"{axes}, ") for each in later["axes"]], dtype=bool)
+    mine = later[inside & (later["size"] == size) & (later["budget"] == budget)]
+    for (stage, setting), part in mine.groupby(["stage", "axes"], sort=False, dropna=False, observed=True):
+        own = str(setting).removeprefix(axes).removeprefix(", ")
+        score = "test_score" if part["test_score"].notna().any() else "score"
+        effects = score_effects(part, baseline, PAIR, score).set_index("variant")
+        for variant, trials in part.groupby("variant", sort=False, observed=True):
+            values = finished(trials)[score].dropna().to_numpy(float)
+            mean = paired_difference(values)
+            effect = effects.loc[str(variant)] if str(variant) in effects.index else {}
+            yield {
+                **dict(zip(FIRST, cell, strict=True)),
+                "variant": str(variant),
+                "column": f"{stage} ({own})" if own else str(stage),
+                **metric_of(part),
+                "n": len(values),
+                "trials": len(trials),
+                "parents": trials["parent"].nunique(),
+                "mean": mean["diff"],
+                "sd": values.std(ddof=1) if len(values) > 1 else np.nan,
+                "lo": mean["lo"],
+                "hi": mean["hi"],
+                "diff": effect.get("diff", np.nan),
+                "p": effect.get("p", np.nan),
+                "trial_ids": " ".join(trials["trial_id"]),
+            }
+
+
+def wide(first: pd.DataFrame, later: pd.DataFrame) -> pd.DataFrame:
+    """Both as one table, a row a variant: the columns of `first`, then `COLUMN`, `COLUMN lo`, `COLUMN hi`, `COLUMN
+    verdict` of every downstream column."""
+    out = first
+    for column in dict.fromkeys(later["column"]) if len(later) else ():
+        mine = later[later["column"] == column]
+        names = {"mean": column, "lo": f"{column} lo", "hi": f"{column} hi", "verdict": f"{column} verdict"}
+        out = out.merge(mine[[*FIRST, "variant", *names]].rename(columns=names), "left", on=[*FIRST, "variant"])
+    return out
+
+
+def columns_of(later: pd.DataFrame) -> Sequence[tuple[str, str]]:
+    """The downstream columns in their order, and the metric of each."""
+    return [(str(column), str(part["metric"].iloc[0])) for column, part in later.groupby("column", sort=False)]
