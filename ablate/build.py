@@ -7,6 +7,7 @@ when it is causal, an encoder when it is not, a classifier, or an encoder-decode
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate import registry
-from ablate.contracts import Context, Init, Memory, Norm, Residual, Site, Stack
+from ablate.contracts import Context, Init, Memory, Mixer, Norm, Residual, Site, Stack
 from ablate.errors import UserError
 from ablate.spec import SUBLAYER, ArchSpec, Component
 
@@ -28,6 +29,10 @@ class Shape:
     max_len: int
     classes: int = 0
     image: tuple[int, int, int] | None = None
+    prefix: bool = False  # rows begin with tokens that a causal tower sees from both sides
+    generator: float = 0.0  # of two networks, the first one's width as a part of the second's; 0 for one network
+    masked: float = 0.0  # the share of the tokens that it fills in
+    vocab_multiple: int = 1  # tables of the vocabulary have rows to the next multiple
 
 
 class Layer:
@@ -78,6 +83,8 @@ class Tower(nn.Module):
             Layer(self.functions[str(f)], self.residuals[str(r)], dropout)  # type: ignore[arg-type]
             for f, r in zip(function_of, residual_of, strict=True)
         ]
+        if site.prefix:
+            refuse_blind([function for functions in self.functions.values() for function in functions])  # type: ignore[attr-defined]
         norms = [module for module in self.modules() if isinstance(module, Norm)]
         self.admitting = [norm for norm in norms if type(norm).admit is not Norm.admit]
 
@@ -95,6 +102,16 @@ class Tower(nn.Module):
         x_BSD = self(x_BTD, ctx)
         trace = ctx.trace or []
         return Memory(x_BSD, ctx.valid_BT, self.stack.memory(x_BSD, trace, self.final_norm))
+
+
+def refuse_blind(functions: Iterable[nn.Module]) -> None:
+    """Raise `UserError` naming a mixer that cannot see a prefix."""
+    for function in functions:
+        if isinstance(function, Mixer) and not function.sees_prefix():
+            raise UserError(
+                f"mixer {function.component.split('/')[-1]!r} is not known to see a prefix from both sides: use "
+                "'attention', 'grouped_query', or one that only scores differently"
+            )
 
 
 def parts_of(arch: ArchSpec, order: str, site: Site) -> list[Component]:
@@ -128,6 +145,8 @@ def site_of(arch: ArchSpec, shape: Shape, causal: bool) -> Site:
         decoder_layers=arch.depth if arch.encoder else 0,
         classes=shape.classes,
         image=shape.image,
+        prefix=shape.prefix,
+        vocab_multiple=shape.vocab_multiple,
     )
 
 
@@ -155,17 +174,17 @@ def build_model(
     seed: int = 0,
     dropout: float = 0.0,
     causal: bool = True,
-    classes: int = 0,
-    image: tuple[int, int, int] | None = None,
+    **data: Any,
 ) -> Any:
     """A model with its parameters set, on the CPU; a pure function of its arguments.
 
-    A `TokenModel`, an `EncoderDecoder`, a `Classifier`, or the whole model that `arch.model` names. Every module is
-    initialised under a seed made of `seed` and the module's own name, so that two variants start from the same
-    values wherever they have a module of the same name and shape: comparisons are paired.
+    A `TokenModel`, an `EncoderDecoder`, a `Classifier`, a `ReplacedTokenModel`, or the whole model that `arch.model`
+    names. `data` are the other fields of `Shape`, as `classes` and `image`. Every module is initialised under a seed
+    made of `seed` and the module's own name, so that two variants start from the same values wherever they have a
+    module of the same name and shape: comparisons are paired.
     """
     torch.manual_seed(seed)
-    shape = Shape(vocab, max_len, classes, image)
+    shape = Shape(vocab, max_len, **data)
     model = _make(arch, shape, dropout, causal)
     init: Init = registry.make("init", arch.init, site_of(arch, shape, causal))
     for name, module in reversed(list(model.named_modules())):  # children first: a parent may refine them
@@ -176,6 +195,12 @@ def build_model(
     return model
 
 
+def init_of(arch: ArchSpec, vocab: int, max_len: int, *, causal: bool = True, **data: Any) -> Init:
+    """The initialisation that an architecture names, told of its sizes. `data` as for `build_model`."""
+    init: Init = registry.make("init", arch.init, site_of(arch, Shape(vocab, max_len, **data), causal))
+    return init
+
+
 def initialise(module: nn.Module, init: Init) -> None:
     """What the init makes of one module whose children it has seen."""
     init(module)
@@ -183,16 +208,9 @@ def initialise(module: nn.Module, init: Init) -> None:
         init.tower(module, module.site)
 
 
-def build_on_meta(
-    arch: ArchSpec,
-    vocab: int,
-    max_len: int,
-    causal: bool = True,
-    classes: int = 0,
-    image: tuple[int, int, int] | None = None,
-) -> Any:
-    """The model without values: for counting and for probing."""
-    shape = Shape(vocab, max_len, classes, image)
+def build_on_meta(arch: ArchSpec, vocab: int, max_len: int, causal: bool = True, **data: Any) -> Any:
+    """The model without values: for counting and for probing. `data` as for `build_model`."""
+    shape = Shape(vocab, max_len, **data)
     with torch.device("meta"):
         init: Init = registry.make("init", arch.init, site_of(arch, shape, causal))
         model = _make(arch, shape, 0.0, causal)
@@ -202,14 +220,27 @@ def build_on_meta(
 
 
 def _make(arch: ArchSpec, shape: Shape, dropout: float, causal: bool) -> nn.Module:
-    from ablate import models  # it builds its towers here
+    from ablate import models  # they build their towers here
+    from ablate.replaced import ReplacedTokenModel
 
     refuse_misfits(arch, causal)
     site = site_of(arch, shape, causal)
+    if shape.prefix or shape.generator:
+        refuse_unread(arch, "prefix" if shape.prefix else "generator")
+    if shape.generator:
+        return ReplacedTokenModel(arch, site, dropout, shape.generator, shape.masked)
     if arch.model is not None:
         return registry.make("model", arch.model, replace(site, dropout=dropout))
     made = {"tokens": models.TokenModel, "pair": models.EncoderDecoder}.get(form_of(arch), models.Classifier)
     return made(arch, site, dropout)
+
+
+def refuse_unread(arch: ArchSpec, what: str) -> None:
+    """Raise `UserError` for a model that has no place for a prefix, or for a generator."""
+    if arch.model is not None:
+        raise UserError(f"model {arch.model.name!r} has no {what}: leave arch.model out")
+    if form_of(arch) != "tokens":
+        raise UserError(f"a model of form {form_of(arch)} has no {what}: it must be one tower with a head of tokens")
 
 
 def refuse_misfits(arch: ArchSpec, causal: bool) -> None:

@@ -30,6 +30,7 @@ from ablate.checks.model import (
     check_shape,
     check_state_dict,
 )
+from ablate.checks.tasks import TASK_CHECKS
 from ablate.checks.time import (
     check_cache,
     check_causal,
@@ -74,6 +75,7 @@ BY_SLOT: dict[str, tuple[Check, ...]] = {
     "optimizer": (check_optimises,),
     "schedule": (check_factors,),
     "tokenizer": (check_round_trip,),
+    "task": TASK_CHECKS,
 }
 
 

@@ -118,10 +118,33 @@ def _result_commands(sub: Any) -> None:
     _results(why)
     _json(why)
 
+    _sample(_command(sub, "sample", "what a finished trial's model generates", commands.sample))
+
     ui = _command(sub, "ui", "the MLflow dashboard on the results, on this machine only", commands.ui)
     _results(ui)
     ui.add_argument("--port", type=int, default=5000, metavar="N", help="(default: 5000)")
     ui.add_argument("--tracking-uri", metavar="URI", help="another store (default: SQLite in the results)")
+
+
+def _sample(sample: argparse.ArgumentParser) -> None:
+    sample.add_argument("trial", metavar="TRIAL", help="a finished trial's id, or its beginning")
+    _results(sample)
+    prompts = sample.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", metavar="TEXT", help="what to go on from: the trial's task says what it means")
+    prompts.add_argument("--prompt-file", metavar="FILE", help="the same from a file, without its last line end")
+    sample.add_argument("--count", type=_count, default=1, metavar="N", help="how many samples (default: 1)")
+    sample.add_argument("--length", type=_count, metavar="N", help="tokens at most (default: the task's)")
+    sample.add_argument("--temperature", type=float, metavar="X", help="draw from p^(1/X) (default: 1)")
+    sample.add_argument("--top-k", type=_count, metavar="K", help="draw from the K most probable tokens")
+    sample.add_argument("--top-p", type=float, metavar="P", help="draw from the fewest tokens that have P together")
+    sample.add_argument("--min-p", type=float, metavar="P", help="draw from tokens with P times the best one's")
+    sample.add_argument("--greedy", action="store_true", help="the most probable token each time")
+    sample.add_argument("--beam", type=_count, metavar="W", help="beam search of width W")
+    sample.add_argument("--length-penalty", type=float, metavar="A", help="of a beam's sequences (default: 0.6)")
+    sample.add_argument("--seed", type=_count, metavar="S", help="of what is drawn (default: 0)")
+    sample.add_argument("--out", type=Path, metavar="FILE", help="where images are written, as PNG")
+    sample.add_argument("--plugin", action="append", default=[], metavar="FILE", help="with components of the trial")
+    _json(sample)
 
 
 def _command(sub: Any, name: str, help_: str, action: Any) -> argparse.ArgumentParser:

@@ -59,7 +59,7 @@ def _compared(baselines: list[dict[str, Any]]) -> str:
 def _executor(options: Namespace, plan: Plan) -> Executor:
     import torch
 
-    from ablate.plan import default_gpus
+    from ablate.resolve import default_gpus
 
     gpus = torch.cuda.device_count()
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -208,6 +208,29 @@ def why(options: Namespace) -> int:
         _print_json(explanation)
     else:
         print_explanation(explanation)
+    return 0
+
+
+def sample(options: Namespace) -> int:
+    """Print what a finished trial's model generates."""
+    from ablate.run.ledger import Ledger
+    from ablate.sampling import SampleRequest, method, print_samples, prompt_of, sample_trial
+
+    _add_plugins(options.plugin)
+    names = ("greedy", "temperature", "top_k", "top_p", "min_p", "beam", "length_penalty", "seed")
+    request = SampleRequest(
+        prompt_of(options.prompt, options.prompt_file),
+        options.count,
+        options.length,
+        method(**{name: getattr(options, name) for name in names}),
+        options.seed or 0,
+        options.out,
+    )
+    found = sample_trial(Ledger(options.results), options.trial, request)
+    if options.json:
+        _print_json(found)
+    else:
+        print_samples(found)
     return 0
 
 

@@ -38,6 +38,7 @@ class Site:
     sublayers: int  # residual branches in the whole model
     layer: int = 0
     causal: bool = True  # from the task, not from the architecture
+    prefix: bool = False  # of a causal tower: rows begin with tokens that are visible to all, `ctx.prefix_BT`
     bias: bool = True
     norm: Component = field(default_factory=lambda: Component("layernorm"))
     tower: Tower = "only"  # which tower of an encoder-decoder this is; `only` where there is one
@@ -46,6 +47,18 @@ class Site:
     classes: int = 0  # of a classifier
     image: tuple[int, int, int] | None = None  # channels, height, width, where the input is an image
     dropout: float = 0.0  # the training's, for whole models; elsewhere the tower sees to it
+    vocab_multiple: int = 1
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of a table of the vocabulary: `vocab`, and unused ones up to the next multiple. Heads leave these
+        out of their distribution."""
+        return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
+
+    def refuse_unused_rows(self, who: str) -> None:
+        """Raise `UserError` where tables are asked to have unused rows."""
+        if self.vocab_rows != self.vocab:
+            raise UserError(f"{who} has tables of its own sizes: set data.vocab_multiple to 1")
 
     def new_norm(self, d: int | None = None) -> Norm:
         """A norm of the architecture's kind over `d` features."""
@@ -68,7 +81,11 @@ class Linear(nn.Linear):
 
 @dataclass
 class Cache:
-    """What step-by-step decoding keeps of the past: `length` tokens, and one state for each call of a mixer."""
+    """What step-by-step decoding keeps of the past: `length` tokens, and one state for each call of a mixer.
+
+    A state may be tensors in tuples, lists and dicts. Every tensor has the batch's rows first, so that rows can be
+    put in another order, repeated and left out (`ablate.generate.reorder`).
+    """
 
     length: int = 0
     states: dict[int, Any] = field(default_factory=dict)
@@ -96,6 +113,9 @@ class Context:
     `valid_BT` is False at padding, None where there is none. Padding stands at the end of a row. A mixer must not
     let it reach other positions; one that cannot prevent it raises `UserError` saying so (`refuse_padding`).
     What a mixer gives at padding itself does not matter.
+
+    `prefix_BT` is True at the first tokens of a row, which every query sees although the tower is causal; None where
+    there are none. Mixers that say they can (`sees_prefix`) are the only ones in such a tower.
     """
 
     position: Position
@@ -106,6 +126,7 @@ class Context:
     aux: dict[str, Tensor] = field(default_factory=dict)
     once: dict[str, Tensor] = field(default_factory=dict)  # computed in one layer, reused in the others
     valid_BT: Tensor | None = None
+    prefix_BT: Tensor | None = None
     memory: Memory | None = None  # in the decoder of an encoder-decoder
     trace: list[Tensor] | None = None  # the stream on entering the first layer and after each, where asked for
     scale: float | None = None  # of the attention that calls the position's `bias`: its scores are scale q . k

@@ -114,6 +114,10 @@ class Mixer(Slot):
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         raise NotImplementedError
 
+    def sees_prefix(self) -> bool:
+        """Whether every query of a causal tower sees the keys where `ctx.prefix_BT` is True."""
+        return False
+
 
 class Channel(Slot):
     """x_BTD -> y_BTD, pointwise in time."""
@@ -218,6 +222,10 @@ class Init:
 
     def tower(self, tower: nn.Module, site: Site) -> None:
         """Called on every tower, with its site, after all that is in it: for values that depend on the tower."""
+
+    def rates(self, model: nn.Module) -> dict[str, float]:
+        """By a parameter's name what its learning rate is multiplied by; 1 for those that are left out."""
+        return {}
 
 
 class Head(Slot):

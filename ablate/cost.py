@@ -59,7 +59,7 @@ class Cost:
 def count(arch: ArchSpec, vocab: int, max_len: int, causal: bool = True, **shape: Any) -> Cost:
     """The costs of a model. Deterministic integers (per sequence), whatever the machine.
 
-    `shape` is what `build_model` is told besides: `classes`, `image`.
+    `shape` is what `build_model` is told besides.
     """
     row = 1 if shape.get("image") else max_len
     model = build_on_meta(arch, vocab, max_len, causal, **shape)
@@ -229,6 +229,15 @@ def source_hash() -> str:
     files = sorted((registry.PACKAGE / "components").rglob("*.py"))
     files += [
         registry.PACKAGE / name
-        for name in ("arch.py", "build.py", "context.py", "contracts.py", "cost.py", "models.py", "probe.py")
+        for name in (
+            "arch.py",
+            "build.py",
+            "context.py",
+            "contracts.py",
+            "cost.py",
+            "models.py",
+            "probe.py",
+            "replaced.py",
+        )
     ]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]

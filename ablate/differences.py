@@ -29,8 +29,13 @@ def differences(baseline: TrialSpec, variant: TrialSpec) -> tuple[str, ...]:
                     found.add(registry_slot(letters[1][letter]))
         else:
             found.add(field.name)
+    if (baseline.arch.model is None) != (variant.arch.model is None):
+        found = {"model"}  # a whole model has none of the other slots, and sizes that mean something else
     if baseline.arch.d_model != variant.arch.d_model:
         found -= {"d_head", "d_ff"}  # they follow the width unless set
+    shared = (each.d_head == each.d_model / each.n_heads for each in (baseline.arch, variant.arch))
+    if "n_heads" in found and all(shared):
+        found -= {"d_head"}  # the heads have the width between them
     for section in ("data", "train"):
         before, after = getattr(baseline, section), getattr(variant, section)
         found |= {

@@ -6,6 +6,7 @@ counting and probing need not tell them apart. A whole model of the `model` slot
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ablate import registry
 from ablate.build import Tower, encoder_site
 from ablate.contracts import Cache, ClassHead, Context, Embedding, Head, Loss, Memory, Position, Site
-from ablate.errors import MaxLenError
+from ablate.errors import MaxLenError, UserError
 from ablate.spec import ArchSpec
 
 
@@ -30,7 +31,9 @@ class Reader(nn.Module):
         if embedding is None:
             self.embedding: Embedding = registry.make("embedding", arch.embedding, site)
         self.closing = (embedding or self.embedding).closing(site)
-        self.position: Position = registry.make("position", arch.position, site)
+        # in a prefix, distances go both ways
+        around = replace(site, causal=site.causal and not site.prefix)
+        self.position: Position = registry.make("position", arch.position, around)
         self.tower = Tower(arch, site, dropout)
 
     def context(self, inputs: Tensor, cache: Cache | None = None, valid_BT: Tensor | None = None) -> Context:
@@ -56,27 +59,37 @@ class Reader(nn.Module):
 class TokenModel(Reader):
     """tokens_BT -> what the head says at every position: of the next token, in a causal model."""
 
-    def __init__(self, arch: ArchSpec, site: Site, dropout: float = 0.0):
-        super().__init__(arch, site, dropout)
-        self.head: Head = registry.make("head", arch.head, site, self.embedding)
+    def __init__(self, arch: ArchSpec, site: Site, dropout: float = 0.0, embedding: Embedding | None = None):
+        super().__init__(arch, site, dropout, embedding)
+        self.prefix = site.prefix
+        self.head: Head = registry.make("head", arch.head, site, embedding or self.embedding)
 
     def forward(
         self,
         tokens_BT: Tensor,
         cache: Cache | None = None,
         valid_BT: Tensor | None = None,
+        prefix_BT: Tensor | None = None,
         trace: list[Tensor] | None = None,
     ) -> tuple[Tensor, Context]:
         """The tower's output, (B, T, D), and the context of the pass. With a cache, T more tokens of a sequence."""
+        if prefix_BT is not None and not self.prefix:
+            raise UserError("this model was not built to see a prefix from both sides")
         ctx = self.context(tokens_BT, cache, valid_BT)
-        ctx.trace = trace
+        ctx.prefix_BT, ctx.trace = prefix_BT, trace
         x_BTD = self.tower(self.embed(tokens_BT, ctx), ctx)
         if cache is not None:
             cache.length += tokens_BT.shape[1]
         return x_BTD, ctx
 
-    def log_probs(self, tokens_BT: Tensor, cache: Cache | None = None, valid_BT: Tensor | None = None) -> Tensor:
-        return self.head.log_probs(self(tokens_BT, cache, valid_BT)[0])
+    def log_probs(
+        self,
+        tokens_BT: Tensor,
+        cache: Cache | None = None,
+        valid_BT: Tensor | None = None,
+        prefix_BT: Tensor | None = None,
+    ) -> Tensor:
+        return self.head.log_probs(self(tokens_BT, cache, valid_BT, prefix_BT)[0])
 
     def nll(self, tokens_BT: Tensor, targets_BT: Tensor, **marks: Tensor) -> Tensor:
         """-log p(target) in nats at every position, (B, T). `marks` are keyword arguments of `forward`."""

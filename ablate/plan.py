@@ -234,7 +234,7 @@ class _Planner(Resolver):
     def _refuse_misfits(self, spec: TrialSpec, parent: Row, stage: Stage) -> None:
         """Raise `UserError` where the weights of a row's trials are not those of this architecture."""
         mine, theirs = (
-            build_on_meta(each.arch, task.vocab, task.max_len, **task.shape).state_dict()
+            build_on_meta(each.arch, task.vocab, task.max_len, **task.sizes).state_dict()
             for each, task in ((spec, self.task(spec.data)), (parent.spec, self.task(parent.spec.data)))
         )
         try:

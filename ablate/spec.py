@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from ablate import registry
 from ablate.arch import SUBLAYER, ArchSpec, Component, Swap, positive, slot
 from ablate.errors import SpecError, UserError, unknown
+from ablate.recipe import TrainSpec
 from ablate.signatures import accept
 
 FORMAT = 1  # raised when the meaning of a field changes: old ids are then never reused
@@ -32,6 +33,7 @@ class DataSpec:
     One of `corpus` (data that the task knows by name), `path` (a file or folder, or a mapping of split to file) and
     `hub` (a Hugging Face data set) says where the data are, the task's first corpus unless given; `column` names the
     text where there are columns. A row is `seq_len` tokens long; an image counts as one token.
+    Tables of the vocabulary have rows to the next multiple of `vocab_multiple`; those beyond it are never read.
     `content` is the fingerprint of the data, filled in when they are first looked at: identity rests on it, not on
     paths. `vocabulary`, filled in for a stage that begins from a trained model, names the tokens that made that
     model's tokenizer.
@@ -45,6 +47,7 @@ class DataSpec:
     column: str = "text"
     tokenizer: Component = slot("tokenizer", "bytes")
     seq_len: int = 128
+    vocab_multiple: int = 1
     valid: float = 0.05
     test: float = 0.05
     content: str = ""
@@ -52,7 +55,10 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         positive(self, "seq_len")
-        if self.row_tokens == 1 and self.seq_len != DataSpec.seq_len:
+        positive(self, "vocab_multiple")
+        if self.images and self.vocab_multiple > 1:
+            raise SpecError(["vocab_multiple"], f"{self.vocab_multiple} has no effect: there is no vocabulary")
+        if self.images and self.seq_len != DataSpec.seq_len:
             raise SpecError(["seq_len"], f"{self.seq_len} has no effect: task {self.task.name!r} reads images")
         given = [name for name in ("corpus", "path", "hub") if getattr(self, name) is not None]
         if len(given) > 1:
@@ -62,71 +68,14 @@ class DataSpec:
                 raise SpecError([name], f"{getattr(self, name)} must be a fraction between 0 and 0.5")
 
     @property
-    def row_tokens(self) -> int:
-        """How many tokens of a budget a row stands for."""
-        return 1 if registry.find("task", self.task.name).form in ("image", "denoise") else self.seq_len
-
-
-@dataclass(frozen=True)
-class TrainSpec:
-    """How a trial is trained. Lengths are in tokens; a step sees `batch_tokens` of them.
-
-    `epochs` stands for `tokens`: so many times the training split. `ema` evaluates and keeps an exponential moving
-    average of the weights, with this decay.
-    """
-
-    tokens: int = 1_000_000
-    epochs: float | None = None
-    batch_tokens: int = 4096
-    accumulate: int = 1
-    optimizer: Component = slot("optimizer", "adamw")
-    lr: float = 1e-3
-    schedule: Component = slot("schedule", "cosine")
-    weight_decay: float = 0.1
-    clip: float | None = 1.0
-    dropout: float = 0.0
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    ema: float = 0.0
-    precision: str = "auto"
-    eval_points: int = 12
-    eval_tokens: int = 8192
-    final_eval_tokens: int = 65536
-    diverge_above: float = 3.0
-
-    def __post_init__(self) -> None:
-        for name in (
-            "batch_tokens",
-            "accumulate",
-            "eval_points",
-            "eval_tokens",
-            "final_eval_tokens",
-        ):
-            positive(self, name)
-        for name in ("dropout", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise SpecError([name], f"{getattr(self, name)} must be at least 0 and below 1")
-        for name in ("weight_decay", "z_loss"):
-            if getattr(self, name) < 0:
-                raise SpecError([name], f"{getattr(self, name)} must not be negative")
-        for name in ("lr", "clip", "diverge_above"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SpecError([name], f"{value} must be positive")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise SpecError(["precision"], unknown("precision", self.precision, ("auto", "fp32", "bf16")))
-        if self.tokens < self.batch_tokens and self.tokens != 0:  # 0 measures a trained model as it is
-            raise SpecError(["tokens"], f"{self.tokens} is less than one batch of {self.batch_tokens} tokens")
-        if self.epochs is not None and not self.epochs > 0:
-            raise SpecError(["epochs"], f"{self.epochs} must be positive")
+    def images(self) -> bool:
+        """Whether rows are images."""
+        return registry.find("task", self.task.name).form in ("image", "denoise")
 
     @property
-    def steps(self) -> int:
-        return round(self.tokens / self.batch_tokens)
-
-    def tokens_at(self, step: int) -> int:
-        """Tokens read in the first `step` steps."""
-        return step * self.batch_tokens
+    def row_tokens(self) -> int:
+        """How many tokens of a budget a row stands for."""
+        return 1 if self.images else self.seq_len
 
 
 @dataclass(frozen=True)
@@ -158,6 +107,7 @@ class TrialSpec:
             raise SpecError(
                 ["train", "tokens"], "0 measures a trained model as it is: it needs a stage to begin from"
             )
+        refuse_recipe(self)
         if self.train.batch_tokens % (self.data.row_tokens * self.train.accumulate):
             unit = self.data.row_tokens * self.train.accumulate
             below = max(1, self.train.batch_tokens // unit) * unit
@@ -167,6 +117,10 @@ class TrialSpec:
                 + (f" x accumulate {self.train.accumulate}" if self.train.accumulate > 1 else "")
                 + f": try {below} or {below + unit}",
             )
+        if self.train.batch_ramp and self.train.batch_tokens % (self.data.row_tokens * self.train.ramp_parts):
+            rows = self.train.batch_tokens // self.data.row_tokens
+            problem = f"{self.train.ramp_parts} must divide the {rows} rows of a batch"
+            raise SpecError(["train", "ramp_parts"], problem)
 
     @property
     def trial_id(self) -> str:
@@ -176,6 +130,30 @@ class TrialSpec:
     def group_id(self) -> str:
         """The id without the seed: replicates share it. (Those of a parent's other seeds do not.)"""
         return digest({key: value for key, value in canonical(self).items() if key != "seed"})
+
+
+def refuse_recipe(spec: TrialSpec) -> None:
+    """Raise `SpecError` for what a trial's training asks of its data or its architecture and they do not have."""
+    arch, data, train = spec.arch, spec.data, spec.train
+    for name in ("reinit_layers", "decay_to", "mixout"):
+        value = getattr(train, name)
+        if spec.parent is None and value != getattr(TrainSpec, name):
+            raise SpecError(["train", name], f"{value!r} is for a stage that begins from a trained model")
+    for name in ("reinit_layers", "layer_decay"):
+        if arch.model is not None and getattr(train, name) != getattr(TrainSpec, name):
+            raise SpecError(["train", name], f"model {arch.model.name!r} is not made of layers that are known here")
+    depth = min(arch.depth, arch.encoder_depth or arch.depth)
+    if train.reinit_layers > depth:
+        raise SpecError(["train", "reinit_layers"], f"{train.reinit_layers} is more than the tower's {depth} layers")
+    if train.reinit_layers and arch.sharing.name != "none":
+        raise SpecError(["train", "reinit_layers"], f"layers share weights, by sharing {arch.sharing.name!r}")
+    if train.seq_warmup and (data.images or train.seq_start > data.seq_len):
+        longest = "rows of images have no length" if data.images else f"rows have {data.seq_len} tokens"
+        raise SpecError(["train", "seq_warmup"], f"seq_start {train.seq_start} does not fit: {longest}")
+    if arch.init.name == "mup" and train.optimizer.name == "sgd":
+        raise SpecError(["train", "optimizer"], "'sgd' contradicts init 'mup', whose rates are those for Adam")
+    if data.vocab_multiple > 1 and arch.model is not None:
+        raise SpecError(["data", "vocab_multiple"], f"model {arch.model.name!r} has no unused rows of a vocabulary")
 
 
 SECTIONS: dict[str, type] = {
@@ -217,13 +195,16 @@ def _parse_field(spec_field: Any, value: Any, path: tuple[str, ...]) -> Any:
     if spec_field.metadata.get("paths") and isinstance(value, Mapping):
         return _parse_paths(value, path)
     try:
-        return accept(ast.parse(_type_of(spec_field), mode="eval").body, value)
+        accepted = accept(ast.parse(_type_of(spec_field), mode="eval").body, value)
     except ValueError as error:
         raise SpecError(path, str(error)) from None
+    return tuple(accepted) if isinstance(accepted, list) else accepted
 
 
 def _type_of(spec_field: Any) -> str:
-    return "str | None" if spec_field.metadata.get("paths") else str(spec_field.type)
+    if spec_field.metadata.get("paths"):
+        return "str | None"
+    return "list[str]" if spec_field.type == "tuple[str, ...]" else str(spec_field.type)
 
 
 def _parse_sublayers(value: Any, path: tuple[str, ...]) -> tuple[tuple[str, Component], ...]:

@@ -34,6 +34,8 @@ COLUMNS = (
     Column("perplexity", "float64", "", "exp(loss)", "metrics.perplexity"),
     Column("train_loss", "float64", "nats/token", "on a fixed training sample, at the end", "metrics.train_loss"),
     Column("test_loss", "float64", "nats/token", "on the test split, at the end", "metrics.test_loss"),
+    Column("curve_loss", "float64", "nats/token", "loss, on the curve's data", "diagnostics.train_curve.final.valid"),
+    Column("curve_train_loss", "float64", "nats/token", "train_loss likewise", "diagnostics.train_curve.final.train"),
     Column("generalisation_gap", "float64", "nats/token", "loss - train_loss", "metrics.generalisation_gap"),
     Column("metric", "string", "", "the task's headline metric", "metric.name"),
     Column("better", "string", "", "lower | higher: which values of it are better", "metric.better"),

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import pytest
 from conftest import ROOT
+from rich.console import Console
 
 from ablate import registry
 from ablate.cli import main
@@ -26,6 +27,8 @@ from ablate.data.corpora import resolve
 from ablate.grid import load_grid
 from ablate.plan import Plan, make_plan
 from ablate.run.ledger import Ledger, TrialFolder
+from ablate.run.local import LocalExecutor
+from ablate.run.study import Outcome, StudyRun
 from ablate.spec import TrialSpec, parse
 from ablate.train.trial import Job, plan_trial, run_trial
 
@@ -163,6 +166,13 @@ def train(ledger: Ledger, trial: TrialSpec, **settings: Any) -> TrialFolder:
     for _ in run_trial(job(ledger, trial, **settings)):
         pass
     return ledger.trial(trial.trial_id)
+
+
+def run_study(plan: Plan, ledger: Ledger) -> Outcome:
+    """Train what a plan misses, in this process."""
+    executor = LocalExecutor(0)
+    uri = f"sqlite:///{with_database(ledger).root / 'mlflow.db'}"
+    return StudyRun(ledger, plan, executor, Console(quiet=True), checkpoint_every_s=1e9).run(uri)
 
 
 def run_here(*arguments: object) -> tuple[int, str]:

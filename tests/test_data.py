@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zstandard
 from conftest import shared
 from hypothesis import given, settings
@@ -34,7 +35,7 @@ from ablate.data.corpora import KJV, corpus_of, kjv_chapters, resolve
 from ablate.data.readers import read_documents
 from ablate.data.tokens import Tokens, fingerprint_of, prepare
 from ablate.errors import SpecError, UserError
-from ablate.spec import Component, DataSpec, parse
+from ablate.spec import Component, DataSpec, TrainSpec, parse
 from ablate.tasks.lm import LanguageModelling
 
 # --- readers
@@ -484,6 +485,14 @@ def test_large_vocabularies_fit(tmp_path: Path) -> None:
 # --- what is measured
 
 
+def measured(task: LanguageModelling, loss: float) -> dict[str, float]:
+    """What is said of a validation split on which the mean loss is `loss`."""
+    meter = task.meter("valid", final=True)
+    batch = next(iter(task.held_out("valid", 8, 1)))
+    meter.add_loss(torch.full(batch.targets.shape, loss, dtype=torch.float64), batch)
+    return meter.result()
+
+
 def test_unigram_entropy_and_bits_per_byte_by_hand(tmp_path: Path) -> None:
     """Half a, a quarter b and c each: 1.5 ln 2 nats. Ends of documents are tokens, and count."""
     for name, part in (("train.txt", "aabc" * 32 + "\n"), ("valid.txt", "é" * 30), ("test.txt", "ab" * 30)):
@@ -494,7 +503,8 @@ def test_unigram_entropy_and_bits_per_byte_by_hand(tmp_path: Path) -> None:
     share = counts / counts.sum()
     assert task.tokens.unigram_entropy == pytest.approx(-(share * np.log(share)).sum(), rel=1e-12)
     assert task.tokens.bytes_per_token == pytest.approx({"train": 129 / 130, "valid": 60 / 61, "test": 60 / 61})
-    assert task.derived(math.log(2), "valid") == pytest.approx({"bits_per_byte": 61 / 60, "perplexity": 2.0})
+    said = measured(task, math.log(2))
+    assert said == pytest.approx({"loss": math.log(2), "bits_per_byte": 61 / 60, "perplexity": 2.0})
     facts = task.facts()
     assert facts["train_tokens"] == 130 == task.train_tokens and facts["unknown_frac"] == 0
 
@@ -507,7 +517,7 @@ def test_bits_per_byte_do_not_depend_on_the_tokenizer(text: Path, token_cache: P
         ids = task.tokens.splits["valid"]
         loss = 1.25
         size = sum(len(each.encode()) for each in splits(task.data)["valid"])
-        assert task.derived(loss, "valid")["bits_per_byte"] == pytest.approx(loss * len(ids) / math.log(2) / size)
+        assert measured(task, loss)["bits_per_byte"] == pytest.approx(loss * len(ids) / math.log(2) / size)
 
 
 # --- batches
@@ -626,11 +636,12 @@ def test_held_out_windows(seq_len: int, length: int, at_most: int) -> None:
 def test_held_out_tokens_do_not_depend_on_the_seed(text: Path, token_cache: Path) -> None:
     task = LanguageModelling()
     task.open(resolved(text.parent, path=text.name, seq_len=16), token_cache)
-    valid, test = task.held_out("valid", 320), task.held_out("test", 320)
-    assert valid.shape == test.shape == (20, 17) and not (valid == test).all()
-    assert (valid == task.held_out("valid", 320)).all()
-    assert not (task.batches(64, 0)[0] == task.batches(64, 1)[0]).all()
-    assert task.batches(64, 0)[5].shape == (4, 17)
+    (valid,), (test,), (again,) = (task.held_out(split, 320, 20) for split in ("valid", "test", "valid"))
+    assert valid.targets.shape == test.targets.shape == (20, 16) and not (valid.targets == test.targets).all()
+    assert (valid.targets == again.targets).all() and (valid.inputs[0][:, 1:] == valid.targets[:, :-1]).all()
+    train = TrainSpec(batch_tokens=64)
+    assert not (task.batches(train, 0)[0].targets == task.batches(train, 1)[0].targets).all()
+    assert task.batches(train, 0)[5].targets.shape == (4, 16)
 
 
 # --- Hugging Face data sets

@@ -309,7 +309,7 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("two texts", DATA, "{corpus: kjv, path: x.txt} #!", ("from one place", "corpus and path are given")),
     ("missing file", DATA, "{path: none.txt} #!", ("none.txt does not exist",)),
     ("empty folder", DATA, "{path: hollow} #!", ("hollow holds no file that can be read as text",)),
-    ("unknown format", DATA, "{path: a.pdf} #!", ("a.pdf", ".txt, .jsonl, .csv, .parquet", ".zst")),
+    ("unknown format", DATA, "{path: a.pdf} #!", ("a.pdf", ".txt, .jsonl, .csv, .tsv, .parquet", ".zst")),
     ("no home", DATA, "{path: ~nobody-at-all/x.txt} #!", ("'~nobody-at-all/x.txt' is no path",)),
     ("split", DATA, "{path: {train: a, valid: b, tests: c}} #!", ("unknown split 'tests'", "valid")),
     ("no test split", DATA, "{path: {train: a, valid: b}} #!", ("has no 'test' file",)),

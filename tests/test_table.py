@@ -286,7 +286,8 @@ def test_columns_are_defined_once_and_told() -> None:
 
 def test_a_trained_study_fills_every_column(tmp_path: Path, write, token_cache: Path) -> None:
     """What the harness writes is what is read here: paths into the record cannot drift apart."""
-    grid = load_grid(write(TINY), ["train.tokens=512", "seeds=1", "axes.train.dropout=[0.1]"])
+    sets = ["train.tokens=512", "seeds=1", "axes.train.dropout=[0.1]", "train.diagnostics=[train_curve]"]
+    grid = load_grid(write(TINY), sets)
     ledger = Ledger(tmp_path / "results")
     ledger.root.mkdir()
     ledger.cache.symlink_to(token_cache)

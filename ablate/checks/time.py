@@ -9,6 +9,7 @@ import torch
 from ablate.build import build_model
 from ablate.contracts import Cache
 from ablate.errors import MaxLenError, UserError
+from ablate.generate import reorder
 from ablate.spec import Component
 from ablate.subject import EXACT, VOCAB, B, CheckFailed, Subject, T, tokens
 
@@ -76,7 +77,8 @@ def check_pointwise(subject: Subject) -> None:
 
 
 def check_cache(subject: Subject) -> None:
-    """Decoding step by step gives what the full forward pass gives; in pieces of several tokens too."""
+    """Decoding step by step gives what the full forward pass gives; in pieces of several tokens too, and after
+    rows of the cache were put in another order, repeated and left out."""
     model = subject.model()
     *source, read = subject.inputs(model)
     with torch.no_grad():
@@ -90,6 +92,16 @@ def check_cache(subject: Subject) -> None:
             difference = (torch.cat(parts, 1) - full).abs().max().item()
             if not difference <= EXACT:
                 raise CheckFailed(f"decoding {piece} tokens at a time differs from the full pass by {difference:.2g}")
+        rows = torch.tensor([2, 0, 0, 1])
+        subject.outputs(model, *source, read[:, : T // 2], cache=(cache := Cache()))
+        try:
+            reorder(cache, rows)
+        except IndexError:
+            raise CheckFailed("keeps a tensor in the cache that does not have the batch's rows first") from None
+        rest = subject.outputs(model, *(each[rows] for each in source), read[rows, T // 2 :], cache=cache)
+        difference = (rest - full[rows, T // 2 :]).abs().max().item()
+        if not difference <= EXACT:
+            raise CheckFailed(f"with the cache's rows in another order decoding differs by {difference:.2g}")
 
 
 def check_padding(subject: Subject) -> None:

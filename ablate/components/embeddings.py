@@ -30,7 +30,7 @@ class TableEmbedding(Embedding):
 
     def __init__(self, site: Site, *, scaled: bool = False):
         super().__init__(site)
-        self.table = Table(site.vocab, site.d_model)
+        self.table = Table(site.vocab_rows, site.d_model)
         self.scale = math.sqrt(site.d_model) if scaled else 1.0
 
     def forward(self, tokens_BT: Tensor) -> Tensor:

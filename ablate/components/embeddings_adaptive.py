@@ -44,6 +44,7 @@ class AdaptiveEmbedding(Embedding):
     ):
         super().__init__(site)
         who = "embedding 'adaptive'"
+        site.refuse_unused_rows(who)
         self.bounds = clusters(site.vocab, cutoffs, who)
         within(f"{who}: factor", factor, 1)
         if dims is None:

@@ -25,7 +25,7 @@ class BertEmbedding(Embedding):
     def __init__(self, site: Site, *, segments: int = 1, scaled: bool = False):
         super().__init__(site)
         within("embedding 'bert': segments", segments, 0)
-        self.table = Table(site.vocab, site.d_model)
+        self.table = Table(site.vocab_rows, site.d_model)
         self.segments = Table(segments, site.d_model) if segments else None
         self.scale = math.sqrt(site.d_model) if scaled else 1.0
 

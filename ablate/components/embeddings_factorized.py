@@ -30,7 +30,7 @@ class FactorizedEmbedding(Embedding):
     def __init__(self, site: Site, *, rank: int = 128, scaled: bool = False):
         super().__init__(site)
         within("embedding 'factorized': rank", rank, 1)
-        self.table = Table(site.vocab, rank, width=site.d_model, gain=rank**-0.25)
+        self.table = Table(site.vocab_rows, rank, width=site.d_model, gain=rank**-0.25)
         self.expand = Linear(rank, site.d_model, bias=False, gain=rank**0.25)
         self.scale = math.sqrt(site.d_model) if scaled else 1.0
 

@@ -15,7 +15,7 @@ from ablate.registry import register
 class WordHead(Head):
     """A head that scores every token: by the embedding's weights when tied, else by a matrix of its own.
 
-    `scaled` multiplies what the head reads by d_model^-1/2.
+    `scaled` multiplies what the head reads by d_model^-1/2. Rows of the table beyond the vocabulary are no token's.
     """
 
     def __init__(self, site: Site, embedding: Embedding, *, tied: bool, scaled: bool):
@@ -23,14 +23,16 @@ class WordHead(Head):
         if tied:
             refuse_untieable(self, site, embedding)
         self.tied = [embedding] if tied else []  # in a list, so that the table stays the embedding's alone
-        self.project = None if tied else Linear(site.d_model, site.vocab, bias=False, role="logits")
+        self.project = None if tied else Linear(site.d_model, site.vocab_rows, bias=False, role="logits")
         self.scale = site.d_model**-0.5 if scaled else 1.0
+        self.n_words = site.vocab if site.vocab_rows > site.vocab else None
 
     def scaled(self, x_BTD: Tensor) -> Tensor:
         return x_BTD * self.scale if self.scale != 1.0 else x_BTD
 
     def words(self, x_BTD: Tensor) -> Tensor:
-        return self.tied[0].logits(x_BTD) if self.project is None else self.project(x_BTD)
+        logits_BTV: Tensor = self.tied[0].logits(x_BTD) if self.project is None else self.project(x_BTD)
+        return logits_BTV if self.n_words is None else logits_BTV[..., : self.n_words]
 
 
 @register("head", "softmax", paper="Press and Wolf 2017, arXiv:1608.05859 (tying); Raffel et al. 2020 (scaling)")
@@ -79,10 +81,11 @@ def refuse_untieable(head: Head, site: Site, embedding: Embedding) -> None:
     """Raise `UserError` where a head cannot use the embedding's weights."""
     with torch.no_grad():
         rows_VD = embedding.rows()
-    if rows_VD is None or rows_VD.shape != (site.vocab, site.d_model):
+    if rows_VD is None or rows_VD.shape != (site.vocab_rows, site.d_model):
         raise UserError(
-            f"head {head.component.split('/')[-1]!r} with tied: true needs a ({site.vocab}, {site.d_model}) table, "
-            f"which embedding {embedding.component.split('/')[-1]!r} does not have: set arch.head.tied to false"
+            f"head {head.component.split('/')[-1]!r} with tied: true needs a ({site.vocab_rows}, {site.d_model}) "
+            f"table, which embedding {embedding.component.split('/')[-1]!r} does not have: "
+            "set arch.head.tied to false"
         )
 
 

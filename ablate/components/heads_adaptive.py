@@ -47,6 +47,7 @@ class AdaptiveSoftmaxHead(Head):
         scaled: bool = False,
     ):
         super().__init__(site, embedding)
+        site.refuse_unused_rows(WHO)
         within(f"{WHO}: factor", factor, 1)
         self.bounds = clusters(site.vocab, cutoffs, WHO)
         if cutoffs is None and isinstance(embedding, AdaptiveEmbedding):

@@ -128,7 +128,7 @@ class FunnelStack(Stack):
             spread_BHSK = q_BHTK.repeat_interleave(2, 2)[:, :, : x_BSD.shape[1]]
             rotated_BHSK, k_BHSK = ctx.position.rotate(spread_BHSK, k_BHSK, replace(ctx, once={}))
             q_BHTK = rotated_BHSK[:, :, ::2]
-            y_BHTK = attention.attend(q_BHTK, k_BHSK, v_BHSK, queries)
+            y_BHTK = attention.attend(q_BHTK, attention.spread(k_BHSK), attention.spread(v_BHSK), queries)
             y_BTD = attention.out(y_BHTK.transpose(1, 2).flatten(2))
             return F.dropout(y_BTD, head.dropout, attention.training)
 
@@ -151,6 +151,8 @@ class CausalFunnelStack(Stack):
 
     def __init__(self, site: Site, *, blocks: int = 2, pool: Literal["mean", "max", "min"] = "mean"):
         super().__init__(site)
+        if site.prefix:
+            raise UserError("stack 'funnel_causal' cannot see a prefix: it pools the tokens")
         self.blocks = grouped("funnel_causal", site.n_layers, blocks)
         self.pool = POOLS[pool]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import lzma
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -137,11 +137,16 @@ def kjv_chapters() -> Iterator[str]:
 
 
 def resolve(
-    data: DataSpec, folder: Path, known: tuple[str, ...] = ("kjv",), columns: tuple[str, ...] | None = None
+    data: DataSpec,
+    folder: Path,
+    known: tuple[str, ...] = ("kjv",),
+    columns: tuple[str, ...] | None = None,
+    files: Callable[[DataSpec], Mapping[str, tuple[Path, ...]]] | None = None,
 ) -> DataSpec:
     """The specification with absolute paths and the fingerprint of its text. `folder` is the grid's; `known` names
     the corpora that the task has, the first one taken where the specification says nothing; `columns` are those
-    that it reads, `data.column` unless given.
+    that it reads, `data.column` unless given; `files` finds the files by split, or by what else tells them apart,
+    for a task with layouts of its own.
 
     Raises `SpecError` for an unknown corpus, a missing file, a folder without readable files.
     """
@@ -165,7 +170,8 @@ def resolve(
     elif data.corpus is not None and data.corpus not in known:
         raise SpecError(["corpus"], unknown("corpus", data.corpus, known) + " (your own files: data.path)")
     data = replace(data, tokenizer=tokenizer)
-    return replace(data, content=_fingerprint(data, columns))
+    found = _files(data, columns) if files is None else files(data)
+    return replace(data, content=_fingerprint(data, columns, found))
 
 
 def _place(folder: Path, path: str, where: list[str]) -> Path:
@@ -232,11 +238,9 @@ def _hash_file(file: Path) -> str:
     return _hashes[key]
 
 
-def _fingerprint(data: DataSpec, columns: tuple[str, ...] | None) -> str:
+def _fingerprint(data: DataSpec, columns: tuple[str, ...] | None, by_split: Mapping[str, tuple[Path, ...]]) -> str:
     """Content only: the bytes of the files with their splits, the column read, a saved tokenizer's bytes."""
-    sources = [
-        (split, [_hash_file(file) for file in files]) for split, files in sorted(_files(data, columns).items())
-    ]
+    sources = [(split, [_hash_file(file) for file in files]) for split, files in sorted(by_split.items())]
     extra = []
     if saved := data.tokenizer.get("path"):
         place = Path(saved)

@@ -17,24 +17,28 @@ class RowOrder:
     """Which rows each step reads: every row once an epoch, in an order of its own every epoch.
 
     A pure function of `key` and the step. With `lengths`, batches are made of rows of about the same length: those
-    of 64 batches are sorted by length, cut, and the batches visited in a random order (Sutskever et al. 2014).
+    of 64 batches, or of an epoch where it has fewer, are sorted by length, cut, and the batches visited in a random
+    order (Sutskever et al. 2014).
     """
 
     def __init__(self, rows: int, batch: int, key: str, lengths: np.ndarray | None = None):
         self.rows, self.batch, self.key, self.lengths = rows, batch, key, lengths
         self._block = -1
+        self._size = BLOCK  # sorted over several epochs, a row's repetitions would come to lie in one batch
+        if lengths is not None:
+            self._size = max(1, min(BLOCK, rows // batch))
         self._order = np.empty((0, batch), dtype=np.int64)
 
     def __getitem__(self, step: int) -> np.ndarray:
-        block, place = divmod(step, BLOCK)
+        block, place = divmod(step, self._size)
         if block != self._block:
-            first = block * BLOCK * self.batch
-            rows = self._visited(np.arange(first, first + BLOCK * self.batch, dtype=np.int64))
+            first = block * self._size * self.batch
+            rows = self._visited(np.arange(first, first + self._size * self.batch, dtype=np.int64))
             if self.lengths is not None:
                 rows = rows[np.argsort(self.lengths[rows], kind="stable")]
-            order = rows.reshape(BLOCK, self.batch)
+            order = rows.reshape(self._size, self.batch)
             if self.lengths is not None:
-                order = order[permute(np.arange(BLOCK), BLOCK, keys_of(f"{self.key}/block/{block}"))]
+                order = order[permute(np.arange(self._size), self._size, keys_of(f"{self.key}/block/{block}"))]
             self._block, self._order = block, order
         return self._order[place]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ablate.data.unigram import train_unigram
 from ablate.errors import SpecError, UserError
 from ablate.registry import register
 
@@ -185,6 +187,83 @@ class BPETokenizer(LibraryTokenizer):
             show_progress=False,
         )
         inner.train_from_iterator(_pieces_of(texts), trainer)
+        self._adopt(inner)
+
+
+@register("tokenizer", "wordpiece", paper="Schuster and Nakajima 2012; Wu et al. 2016, arXiv:1609.08144; BERT's form")
+class WordPieceTokenizer(LibraryTokenizer):
+    """The longest known piece of a word from its beginning, then of the rest, where pieces begin with ##.
+
+    `vocab` ids, <eos> and [UNK] the first; a word with a character that the training split does not have is [UNK] as
+    a whole. Words are split at spaces, which are not recovered, and at punctuation. `lower` writes the text in small
+    letters first: a model is then not asked for capitals, though bits per byte count the raw text's bytes all the
+    same. Differs from the paper: pieces are merged by frequency, as in BPE, which is how the library trains.
+    """
+
+    def __init__(self, *, vocab: int = 4096, lower: bool = False):
+        if not 3 <= vocab <= LARGEST:
+            raise SpecError(["vocab"], f"{vocab} must be from 3 (a piece, {EOS} and [UNK]) to {LARGEST:,}")
+        self.size, self.lower = vocab, lower
+
+    def train(self, texts: Iterable[str]) -> None:
+        from tokenizers.models import WordPiece
+        from tokenizers.trainers import WordPieceTrainer
+
+        texts = list(texts)
+        first = self._library(WordPiece(unk_token="[UNK]"))
+        first.train_from_iterator(_pieces_of(texts), WordPieceTrainer(vocab_size=1, show_progress=False))
+        # the library numbers ## letters as its hash table has them, and settles ties by number: as the first special
+        # tokens they get the same numbers every time
+        letters = sorted(first.get_vocab(), key=lambda piece: (len(piece), piece))
+        trainer = WordPieceTrainer(vocab_size=self.size, special_tokens=[EOS, "[UNK]", *letters], show_progress=False)
+        trained = self._library(WordPiece(unk_token="[UNK]"))
+        trained.train_from_iterator(_pieces_of(texts), trainer)
+        inner = self._library(WordPiece(trained.get_vocab(), unk_token="[UNK]"))
+        inner.add_special_tokens([EOS, "[UNK]"])
+        self._adopt(inner)
+
+    def _library(self, model: Any) -> Any:
+        from tokenizers import Tokenizer as Library
+        from tokenizers.decoders import WordPiece as WordPieceDecoder
+        from tokenizers.normalizers import Lowercase
+        from tokenizers.pre_tokenizers import BertPreTokenizer
+
+        inner = Library(model)
+        if self.lower:
+            inner.normalizer = Lowercase()
+        inner.pre_tokenizer = BertPreTokenizer()
+        inner.decoder = WordPieceDecoder(cleanup=False)
+        return inner
+
+
+@register("tokenizer", "unigram", paper="Kudo 2018, arXiv:1804.10959, section 3.2; spaces as in SentencePiece")
+class UnigramTokenizer(LibraryTokenizer):
+    """The segmentation with the largest product of piece probabilities: see `train_unigram`.
+
+    Spaces are ▁ at the beginning of a piece, line ends are pieces of their own. `vocab` ids, <eos> and <unk> the
+    first, or fewer where the text has fewer pieces; characters that the training split does not have are unknown.
+    """
+
+    def __init__(self, *, vocab: int = 4096):
+        if not 3 <= vocab <= LARGEST:
+            raise SpecError(["vocab"], f"{vocab} must be from 3 (a piece, {EOS} and {UNK}) to {LARGEST:,}")
+        self.size = vocab
+
+    def train(self, texts: Iterable[str]) -> None:
+        from tokenizers import Regex
+        from tokenizers import Tokenizer as Library
+        from tokenizers.decoders import Metaspace as MetaspaceDecoder
+        from tokenizers.models import Unigram
+        from tokenizers.pre_tokenizers import Metaspace, Sequence, Split
+
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(re.findall("\n+|▁[^▁\n]*|[^▁\n]+", text.replace(" ", "▁")))
+        pieces = train_unigram(counts, self.size - 2)
+        inner = Library(Unigram([(EOS, 0.0), (UNK, 0.0), *pieces], unk_id=1))
+        inner.pre_tokenizer = Sequence([Split(Regex("\n+"), "isolated"), Metaspace(prepend_scheme="never")])
+        inner.decoder = MetaspaceDecoder(prepend_scheme="never")
+        inner.add_special_tokens([EOS, UNK])
         self._adopt(inner)
 
 

@@ -38,6 +38,11 @@ class Tokens:
     unknown_frac: float
     tokenizer: Tokenizer
 
+    def unknown_in(self, split: str) -> float:
+        """The share of a split's tokens that are the unknown token: its out-of-vocabulary rate."""
+        unk = self.tokenizer.unk
+        return 0.0 if unk is None else float((self.splits[split] == unk).mean())
+
 
 def prepare(data: DataSpec, cache: Path) -> Tokens:
     """The tokens of a resolved specification, from the cache folder or made now.
@@ -80,6 +85,15 @@ def tokenizer_for(data: DataSpec, cache: Path, texts: Iterable[str]) -> Tokenize
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Keep a tokenizer in a folder of the token cache, for stages that begin from this one's model."""
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer.state()))
+
+
+def read_tokenizer(component: Component, folder: Path) -> Tokenizer:
+    """The tokenizer that was kept there."""
+    tokenizer: Tokenizer = registry.make("tokenizer", component)
+    state = json.loads((folder / "tokenizer.json").read_text())
+    if state is not None:
+        tokenizer.restore(state)
+    return tokenizer
 
 
 def _is_whole(folder: Path) -> bool:
@@ -163,10 +177,7 @@ def _check(meta: dict[str, Any], data: DataSpec) -> None:
 
 def _open(component: Component, folder: Path, fingerprint: str) -> Tokens:
     meta = json.loads((folder / "meta.json").read_text())
-    tokenizer: Tokenizer = registry.make("tokenizer", component)
-    state = json.loads((folder / "tokenizer.json").read_text())
-    if state is not None:
-        tokenizer.restore(state)
+    tokenizer = read_tokenizer(component, folder)
     splits: dict[str, np.ndarray] = {
         split: np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r") for split in SPLITS
     }

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ablate.build import build_model
+from ablate.build import build_model, init_of
 from ablate.data.corpora import resolve
 from ablate.errors import UserError
 from ablate.spec import ArchSpec, DataSpec, TrainSpec
+
+if TYPE_CHECKING:
+    from ablate.sampling import SampleRequest
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,12 @@ class Task:
 
     causal: bool = True  # of the model's tower, or of its decoder
     forms: ClassVar[tuple[str, ...]] = ("tokens",)  # of the models that it can train: see `registry.register`
+    cuts: ClassVar[bool] = False  # whether rows may be cut into shorter ones: see `ablate.train.pace.cut`
     splits: tuple[str, ...] = ("train", "valid", "test")
     corpora: ClassVar[tuple[str, ...]] = ("kjv",)  # data that it knows by name; the first is the default
     metric: ClassVar[str] = "loss"  # the one that a table of tasks shows
     higher_is_better: ClassVar[bool] = False
+    writes_file: ClassVar[bool] = False  # whether `generate` writes a file instead of printing
     data: DataSpec
 
     @classmethod
@@ -108,6 +113,12 @@ class Task:
         Raises `SpecError` for data that are not there.
         """
         return resolve(data, folder, cls.corpora)
+
+    @classmethod
+    def specimen(cls, folder: Path) -> dict[str, Any]:
+        """Settings of `data` for a small example, whose files are written to the folder: what `ablate check` checks
+        the task on. Unless overridden, the task's own first corpus in rows of 16."""
+        return {"seq_len": 16}
 
     def open(self, data: DataSpec, cache: Path) -> None:
         """Read the data's description and map its tokens. Cheap when the cache is there."""
@@ -128,10 +139,20 @@ class Task:
         """The longest sequence that the model is built for."""
         return self.data.seq_len
 
+    def length(self, arch: ArchSpec) -> int:
+        """The longest sequence that a model of this architecture is built for, where the architecture decides it."""
+        return self.max_len
+
     @property
     def shape(self) -> dict[str, Any]:
         """What else the model is told of the data: keyword arguments of `build_model`."""
         return {"causal": self.causal}
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """`shape`, and what the data's specification says of tables."""
+        multiple = self.data.vocab_multiple
+        return self.shape | ({"vocab_multiple": multiple} if multiple > 1 else {})
 
     @property
     def train_tokens(self) -> int:
@@ -144,7 +165,11 @@ class Task:
         raise NotImplementedError
 
     def build(self, arch: ArchSpec, seed: int, dropout: float) -> nn.Module:
-        return build_model(arch, self.vocab, self.max_len, seed=seed, dropout=dropout, **self.shape)  # type: ignore[no-any-return]
+        return build_model(arch, self.vocab, self.length(arch), seed=seed, dropout=dropout, **self.sizes)  # type: ignore[no-any-return]
+
+    def rates(self, arch: ArchSpec, model: nn.Module) -> Mapping[str, float]:
+        """What the initialisation makes of the learning rate, by the parameter's name; 1 where nothing is said."""
+        return init_of(arch, self.vocab, self.length(arch), **self.sizes).rates(model)
 
     def batches(self, train: TrainSpec, seed: int) -> Batches:
         """The training batches, of train.batch_tokens / data.row_tokens rows."""
@@ -169,9 +194,22 @@ class Task:
             total = total + extra
         return total, batch.mean(nll.detach())
 
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The plain loss of every target, of the targets' shape: what diagnostics look at."""
+        return batch.nll(model)
+
     def meter(self, split: str, final: bool) -> Meter:
         """A fresh meter. `final` is the evaluation at the end, which may take its time."""
         return Meter()
+
+    def generate(self, model: nn.Module, request: SampleRequest) -> list[str]:
+        """What a trained model generates, `request.count` texts: for `ablate sample`.
+
+        The task says what `request.prompt` means, what stands for it where there is none, and what ends a text;
+        `request.continuations` decodes. Raises `UserError` for a prompt that it cannot read. One that writes a file
+        (`writes_file`) writes `request.out` and says what it wrote.
+        """
+        raise UserError(f"task {self.data.task.name!r} has nothing to generate")
 
 
 def first_rows(batches: Iterable[Batch], rows: int) -> Batch:

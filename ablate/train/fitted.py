@@ -22,7 +22,7 @@ class FittedRun(Run):
 
     def train_step(self) -> None:
         self.step = min(step for step in self.eval_steps if step > self.step)
-        tokens = self.task.stream(self.step * self.spec.train.batch_tokens)
+        tokens = self.task.stream(self.spec.train.tokens_at(self.step))
         self.model.fit(tokens.to(self.device))  # type: ignore[operator]
 
     def take_means(self) -> tuple[float, float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ablate.registry import register
 
@@ -19,27 +20,69 @@ class OptimizerChoice:
 
 @register("optimizer", "adamw", paper="Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2")
 class AdamW(OptimizerChoice):
-    """Adam with bias correction; the decay lr weight_decay w is subtracted beside the adaptive step.
+    """Adam; the decay lr weight_decay w is subtracted beside the adaptive step.
 
-    Differs from the paper: beta2 is 0.95 unless given, as in GPT-3.
+    Without `bias_correction` the step is lr m / (sqrt(v) + eps), m and v as they are, as in BERT's released code
+    (Mosbach et al. 2021, arXiv:2006.04884). Differs from the paper: beta2 is 0.95 unless given, as in GPT-3.
     """
 
-    def __init__(self, *, beta1: float = 0.9, beta2: float = 0.95, eps: float = 1e-8):
+    def __init__(self, *, beta1: float = 0.9, beta2: float = 0.95, eps: float = 1e-8, bias_correction: bool = True):
         self.settings: dict[str, Any] = {"betas": (beta1, beta2), "eps": eps}
+        self.bias_correction = bias_correction
 
     def build(self, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+        if not self.bias_correction:
+            return UncorrectedAdam(groups, lr=lr, decoupled_weight_decay=True, **self.settings)
         return torch.optim.AdamW(groups, lr=lr, fused=True, **self.settings)
 
 
 @register("optimizer", "adam", paper="Kingma and Ba 2015, arXiv:1412.6980, algorithm 1")
 class Adam(OptimizerChoice):
-    """Adam with bias correction; weight decay, where there is any, is added to the gradient (L2)."""
+    """Weight decay, where there is any, is added to the gradient (L2).
 
-    def __init__(self, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8):
+    Without `bias_correction` the step is lr m / (sqrt(v) + eps), m and v as they are.
+    """
+
+    def __init__(self, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, bias_correction: bool = True):
         self.settings: dict[str, Any] = {"betas": (beta1, beta2), "eps": eps}
+        self.bias_correction = bias_correction
 
     def build(self, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+        if not self.bias_correction:
+            return UncorrectedAdam(groups, lr=lr, **self.settings)
         return torch.optim.Adam(groups, lr=lr, fused=True, **self.settings)
+
+
+class UncorrectedAdam(torch.optim.Adam):
+    """Adam without its bias correction.
+
+    m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; w = w - lr m / (sqrt(v) + eps). Decoupled weight
+    decay takes lr weight_decay w off before that; the other is added to g.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            params: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not params:
+                continue
+            grads: list[Tensor] = [parameter.grad for parameter in params if parameter.grad is not None]
+            lr, decay, (beta1, beta2) = group["lr"], group["weight_decay"], group["betas"]
+            for parameter in params:
+                if not self.state[parameter]:  # torch asks for a step where it loads a state
+                    zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                    self.state[parameter] = {"step": torch.zeros(()), **zeros}
+            means, squares = ([self.state[each][name] for each in params] for name in ("exp_avg", "exp_avg_sq"))
+            if decay and group["decoupled_weight_decay"]:
+                torch._foreach_mul_(params, 1 - lr * decay)
+            elif decay:
+                grads = list(torch._foreach_add(grads, params, alpha=decay))
+            torch._foreach_lerp_(means, grads, 1 - beta1)
+            torch._foreach_mul_(squares, beta2)
+            torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+            roots = torch._foreach_sqrt(squares)
+            torch._foreach_add_(roots, group["eps"])
+            torch._foreach_addcdiv_(params, means, roots, -lr)
 
 
 @register("optimizer", "sgd", paper="Sutskever et al. 2013, PMLR 28 (momentum)")
@@ -64,13 +107,23 @@ class RAdam(OptimizerChoice):
         return torch.optim.RAdam(groups, lr=lr, decoupled_weight_decay=True, foreach=True, **self.settings)
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: matrices with weight decay, vectors and scalars without."""
+def decay_groups(
+    model: nn.Module,
+    weight_decay: float,
+    depths: Mapping[nn.Parameter, float] | None = None,
+    widths: Mapping[nn.Parameter, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Parameter groups: matrices with weight decay, vectors and scalars without.
+
+    `rate` of a group multiplies the learning rate: the parameter's factor in `depths` times that in `widths`, each 1
+    where it has none. A factor of `widths` divides the weight decay, so that rate x decay is that of any width.
+    """
+    groups: dict[tuple[bool, float, float], dict[str, Any]] = {}
     parameters = list(model.parameters())
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    others = [parameter for parameter in parameters if parameter.ndim < 2]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    for parameter in sorted(parameters, key=lambda parameter: parameter.ndim < 2):
+        depth, width = (each.get(parameter, 1.0) if each else 1.0 for each in (depths, widths))
+        decay = weight_decay / width if parameter.ndim >= 2 else 0.0
+        key = parameter.ndim >= 2, decay, depth * width
+        group = groups.setdefault(key, {"params": [], "weight_decay": decay, "rate": depth * width})
+        group["params"].append(parameter)
+    return list(groups.values())

@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +17,11 @@ from ablate.diagnose import by_layer
 from ablate.spec import TrialSpec
 from ablate.tasks.base import Task, first_rows, shares
 from ablate.train.checkpoint import State
+from ablate.train.finetune import DecayToStart, Mixout, distances, taken_from, top_layers
 from ablate.train.optim import decay_groups
+from ablate.train.pace import PacedBatches
 from ablate.train.start import begin_from, load_weights
+from ablate.train.steps import evaluation_steps
 
 LOOKED_AT = 8  # rows of validation data that are looked at layer by layer
 CHECK_EVERY = 10  # steps between looks at the loss: a fixed grid, so that a divergence has one step
@@ -44,7 +46,9 @@ class Run:
         self.task.open(spec.data, cache)
         self.steps = spec.train.steps
         model = self.task.build(spec.arch, spec.seed, spec.train.dropout)
-        self.begun = begin_from(model, load_weights(parent)) if parent else None
+        self.begun: dict[str, Any] | None = None
+        if parent is not None:
+            self.begun = begin_from(model, load_weights(parent), top_layers(model, spec.train.reinit_layers))
         self.model: nn.Module = model.to(device)
         self.eval_steps = evaluation_steps(self.steps, spec.train.eval_points)
         self.step = 0
@@ -106,14 +110,27 @@ class TrainingRun(Run):
         self.parameters = list(self.model.parameters())
         self.constrained = constrained(self.model)
         self.schedule = registry.make("schedule", train.schedule)
-        self.optimizer: torch.optim.Optimizer = registry.make("optimizer", train.optimizer).build(
-            decay_groups(self.model, train.weight_decay), train.lr
-        )
+        groups = self._groups()
+        self.decay = DecayToStart(groups) if train.decay_to == "start" else None
+        self.mixout: Mixout | None = None
+        if train.mixout and self.begun is not None:
+            self.mixout = Mixout(self.model, taken_from(self.model, self.begun), train.mixout, spec.seed)
+        self.optimizer: torch.optim.Optimizer = registry.make("optimizer", train.optimizer).build(groups, train.lr)
         self.batches = self.task.batches(train, spec.seed)
+        self.paced = PacedBatches(self.batches, spec.data, train, self.task.causal)
         self.first_loss = math.nan
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # since the last row
         self.norm_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.summed = 0
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameters, with the rate that their depth and the init's width give them."""
+        train, named = self.spec.train, dict(self.model.named_parameters())
+        depths = {}
+        if train.layer_decay != 1:
+            depths = {each: train.layer_decay**below for each, below in distances(self.model).items()}
+        widths = {named[name]: rate for name, rate in self.task.rates(self.spec.arch, self.model).items()}
+        return decay_groups(self.model, train.weight_decay, depths, widths)
 
     def train_step(self) -> None:
         """One optimizer step. Its batch and its dropout depend on (seed, step) alone.
@@ -124,19 +141,24 @@ class TrainingRun(Run):
         self._seed_dropout()
         rate = train.lr * self.schedule.factor(self.step, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        batch = self.batches[self.step]
-        parts = batch.split(-(-len(batch) // train.accumulate))
+        parts = self.paced.micro(self.step)
+        if self.mixout is not None:
+            self.mixout.mix(self.step)
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
         for part, share in zip(parts, shares(parts), strict=True):
             with self.autocast():
                 objective, part_nll = self.task.objective(self.model, part.to(self.device), train)
             (objective * share).backward()
             nll += part_nll * share
+        if self.mixout is not None:
+            self.mixout.unmix()
         limit = train.clip if train.clip is not None else math.inf
         self.norm_sum += torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        if self.decay is not None:
+            self.decay.pull(rate)
         self.optimizer.step()
         for module in self.constrained:
             module.after_step((self.step + 1) / self.steps)
@@ -215,11 +237,3 @@ def constrained(model: nn.Module) -> list[Slot]:
     """The modules that have something to do after every optimizer step."""
     slots = [module for module in model.modules() if isinstance(module, Slot)]
     return [slot for slot in slots if type(slot).after_step is not Slot.after_step]
-
-
-def evaluation_steps(steps: int, points: int) -> frozenset[int]:
-    """The steps after which a trial is evaluated: 0, then about `points` spaced logarithmically up to the last."""
-    first = max(1.0, steps / 100)
-    if not steps:
-        return frozenset({0})
-    return frozenset({0, steps, *(round(each) for each in np.geomspace(min(first, steps), steps, points))})

@@ -71,11 +71,40 @@ class LinearDecay(Schedule):
         return 1 - (1 - self.final) * _progress(step, warm, steps)
 
 
+@register(
+    "schedule",
+    "one_cycle",
+    paper="Smith and Topin 2018, arXiv:1708.07120; Geiping and Goldstein 2022, arXiv:2212.14034, section 4.3",
+)
+class OneCycle(Schedule):
+    """A triangle: from `start` straight up to 1 over `warmup` of the run, half of it unless given, and straight down
+    to `final` in its last step.
+
+    Differs from Smith and Topin: no third phase below the first rate, and momentum stays; as Geiping and Goldstein
+    train BERT in a day.
+    """
+
+    def __init__(self, *, warmup: float = 0.5, start: float = 0.0, final: float = 0.0):
+        super().__init__(warmup=warmup)
+        within("schedule: start", start, 0, 1)
+        within("schedule: final", final, 0, 1)
+        self.start = start
+        self.final = final
+
+    def factor(self, step: int, steps: int) -> float:
+        warm = length(self.warmup, steps)
+        if step < warm:
+            return self.start + (1 - self.start) * (step + 1) / warm
+        top = max(0, warm - 1)  # the step that is at 1
+        return 1 - (1 - self.final) * _progress(step, top, steps)
+
+
 @register("schedule", "inverse_sqrt", paper="Vaswani et al. 2017, arXiv:1706.03762, equation 3")
 class InverseSqrt(Schedule):
     """sqrt(warmup / (s + 1)) after a linear warm-up.
 
-    Differs from the paper: normalised to 1 at the end of warm-up, so that `train.lr` is the peak.
+    Differs from the paper: normalised to 1 at the end of warm-up, so that `train.lr` is the peak. With train.lr
+    (d_model warmup)^-1/2 it is the paper's d_model^-1/2 min(s^-1/2, s warmup^-3/2), "Noam".
     """
 
     def __init__(self, *, warmup: float = 0.1):

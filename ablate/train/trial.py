@@ -20,6 +20,7 @@ import torch
 
 from ablate import registry
 from ablate.cost import Cost, CostBook
+from ablate.diagnose.record import diagnose
 from ablate.errors import UserError
 from ablate.run.environment import environment, peak_memory_bytes
 from ablate.run.files import append_json, read_json, write_json
@@ -46,6 +47,8 @@ class Job:
     checkpoint_every_s: float = 15.0
     progress_every_s: float = 0.5
     plugins: dict[str, str] = field(default_factory=dict)  # path -> hash of its syntax tree
+    until: int | None = None  # pause after this step, leaving a checkpoint
+    stop: bool = False  # end it where it stands
 
 
 def run_trial(job: Job) -> Generator[Progress, None, None]:
@@ -110,7 +113,8 @@ def _train(
     parent = ledger.trial(spec.parent).weights if spec.parent else None
     trial = Trial(job, spec, folder, device, ledger.cache, parent)
     try:
-        while trial.run.step < trial.run.steps:
+        end = trial.run.step if job.stop else trial.run.steps if job.until is None else job.until
+        while trial.run.step < end:
             yield from trial.until_evaluation()
     except GeneratorExit:  # asked to stop: nothing of what was done is lost
         trial.save()
@@ -119,7 +123,12 @@ def _train(
     except Diverged as reason:
         record = trial.finish("diverged", str(reason))
     else:
-        record = trial.finish("finished")
+        if trial.run.step < trial.run.steps and not job.stop:
+            trial.save()
+            folder.note("pause", step=trial.run.step)
+            yield {**trial.progress(), "status": "paused"}
+            return
+        record = trial.finish("stopped", "not among the best at a rung") if job.stop else trial.finish("finished")
     folder.note("end", status=record["status"])
     yield {**trial.progress(), "status": record["status"], "loss": record["metrics"]["loss"]}
 
@@ -139,7 +148,7 @@ class Trial:
         self.job, self.spec, self.folder, self.device = job, spec, folder, device
         self.run = new_run(spec, device, cache, parent)
         task = self.run.task
-        self.cost: Cost = CostBook(cache / "cost").cost(spec.arch, task.vocab, task.max_len, **task.shape)
+        self.cost: Cost = CostBook(cache / "cost").cost(spec.arch, task.vocab, task.length(spec.arch), **task.sizes)
         self.train_s = 0.0
         self.wall_before_s = 0.0
         self.began = time.perf_counter()
@@ -147,6 +156,7 @@ class Trial:
         self.checkpoint_every_s = job.checkpoint_every_s
         self.last_loss: float | None = None
         self.layers_at_first: dict[str, list[float | None]] | None = None
+        self.seen_at_first: dict[str, Any] = {}
         self._resume()
 
     def _resume(self) -> None:
@@ -159,12 +169,14 @@ class Trial:
                 self.train_s, self.wall_before_s = state["train_s"], state["wall_s"]
                 self.last_loss = state["last_loss"]
                 self.layers_at_first = state["layers_at_first"]
+                self.seen_at_first = state["seen_at_first"]
                 os.truncate(self.folder.metrics, state["metrics_bytes"])
                 self.folder.note("resume", step=self.run.step)
                 return
         self.folder.metrics.write_bytes(b"")
         self.folder.note("start", step=0)
         self.layers_at_first = self.run.by_layer()
+        self.seen_at_first = diagnose(self.run, final=False)
         self._evaluate()
 
     def until_evaluation(self) -> Iterator[Progress]:
@@ -189,7 +201,8 @@ class Trial:
 
     def _evaluate(self) -> None:
         last, splits = self.run.step == self.run.steps, self.run.task.splits
-        for split in splits if last else [each for each in splits if each == "valid"]:
+        on_the_way = ("train", "valid") if "train_curve" in self.spec.train.diagnostics else ("valid",)
+        for split in splits if last else [each for each in splits if each in on_the_way]:
             metrics = self.run.evaluate(split, last)
             loss = metrics["loss"]
             self._row(split, **metrics)
@@ -215,6 +228,7 @@ class Trial:
             "wall_s": self.wall_s(),
             "last_loss": self.last_loss,
             "layers_at_first": self.layers_at_first,
+            "seen_at_first": self.seen_at_first,
         }
         checkpoint.save(self.folder.checkpoint, self.run.state() | extra)
         self.saved = self.segment = time.perf_counter()
@@ -247,7 +261,8 @@ class Trial:
         checkpoint.save(self.folder.weights, {"model": self.run.measured().state_dict(), "step": self.run.step})
         record = self._record(status, reason)
         self.folder.commit(record)
-        self.folder.checkpoint.unlink(missing_ok=True)
+        if status != "stopped":  # another study may want it trained to its end
+            self.folder.checkpoint.unlink(missing_ok=True)
         return record
 
     def _record(self, status: str, reason: str | None) -> dict[str, Any]:
@@ -261,9 +276,10 @@ class Trial:
             "spec": to_tree(spec),
             "parent": spec.parent,
             "begun": run.begun,
-            "metric": {"name": run.task.metric, "higher_is_better": run.task.higher_is_better},
+            "metric": {"name": run.task.metric, "better": "higher" if run.task.higher_is_better else "lower"},
             "metrics": final_metrics(self.folder, status),
             "layers": {"initial": self.layers_at_first, "final": run.by_layer()},
+            "diagnostics": self._diagnostics(),
             "params_total": cost.params_total,
             "params_non_embedding": cost.params_non_embedding,
             "params_active": cost.params_active,
@@ -283,6 +299,11 @@ class Trial:
             "environment": environment(self.device),
             "ended": time.time(),
         }
+
+    def _diagnostics(self) -> dict[str, dict[str, Any]]:
+        """Each diagnostic that was asked for, before the first step and after the last."""
+        final = diagnose(self.run, final=True)
+        return {name: {"initial": self.seen_at_first[name], "final": final[name]} for name in final}
 
 
 def final_metrics(folder: TrialFolder, status: str) -> dict[str, Any]:

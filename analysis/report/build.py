@@ -13,10 +13,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from analysis import plots
 from analysis.columns import CELL
+from analysis.diagnostics import study_diagnostics
 from analysis.fit import fit_variants
-from analysis.report.words import cell_rows, entropies, fit_rows, summary_lines, verdict_rows
+from analysis.report.capacity import Capacity, capacity_section
+from analysis.report.words import (
+    baseline_lines,
+    cell_rows,
+    data_words,
+    fit_rows,
+    summary_lines,
+    transfer_lines,
+    transfer_rows,
+    verdict_rows,
+)
 from analysis.table import finished, read_study, study_curves, study_table
 from analysis.tables import comparison_table, mixed_environments, overall_table
+from analysis.transfer import downstream, pretrained, wide
 
 WIDTH_IN = 7.2
 
@@ -42,14 +54,23 @@ def write_report(results: Path, study: str) -> Report:
     cells = comparison_table(table, facts["baseline"])
     overall = overall_table(table, facts["baseline"])
     fits = fit_variants(finished(table)) if len(finished(table)) else pd.DataFrame(columns=["variant"])
-    figures = _figures(table, cells, fits, study_curves(results, study), facts)
+    curves = study_curves(results, study)
+    figures = _figures(table, cells, fits, curves, facts)
+    capacity = capacity_section(table, curves, study_diagnostics(results, study), _largest_cell(finished(table)))
+    figures |= {name: _figure(*drawn) for name, drawn in capacity.figures.items()}
     for name, figure in figures.items():
         (folder / f"{name}.svg").write_bytes(figure["svg"])
+    transfer = _transfer(facts, table)
+    if len(transfer[0]):
+        wide(*transfer).to_csv(folder / "transfer.csv", index=False)
+    for name, part in (("capacity", capacity.table), ("heads", capacity.heads)):
+        if len(part):
+            part.to_csv(folder / f"{name}.csv", index=False)
     table.to_csv(folder / "trials.csv", index=False)
     cells.to_csv(folder / "comparison.csv", index=False)
     overall.to_csv(folder / "overall.csv", index=False)
     fits.drop(columns=["law"], errors="ignore").to_csv(folder / "fits.csv", index=False)
-    content = _content(facts, table, cells, overall, fits, figures)
+    content = _content(facts, table, cells, overall, fits, figures, transfer, capacity)
     environment = Environment(
         loader=PackageLoader("analysis.report"),
         autoescape=select_autoescape(["html.j2"]),
@@ -61,7 +82,17 @@ def write_report(results: Path, study: str) -> Report:
     for name in ("report.html", "report.md"):
         text = environment.get_template(f"{name}.j2").render(content)
         (folder / name).write_text(text, encoding="utf-8")
-    return Report(folder / "report.html", folder / "report.md", "\n".join(summary_lines(facts, cells, overall)))
+    lines = summary_lines(facts, cells, overall) + transfer_lines(*transfer)
+    return Report(folder / "report.html", folder / "report.md", "\n".join(lines))
+
+
+def _transfer(facts: dict[str, Any], table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The first stage and the later ones, where there are any: see `analysis.transfer`."""
+    stages = facts.get("stages") or []
+    if len(stages) < 2:
+        return pd.DataFrame(), pd.DataFrame()
+    first = stages[0]["name"]
+    return pretrained(table, first), downstream(table, facts["baseline"], first)
 
 
 def _content(
@@ -71,11 +102,13 @@ def _content(
     overall: pd.DataFrame,
     fits: pd.DataFrame,
     figures: dict[str, dict[str, Any]],
+    transfer: tuple[pd.DataFrame, pd.DataFrame],
+    capacity: Capacity,
 ) -> dict[str, Any]:
     """Everything that the templates print, as text."""
     status = table["status"].value_counts().to_dict()
     rows: dict[tuple[str, ...], dict[str, Any]] = {
-        (row["variant"], row["size"], row["axes"], row["budget"]): row for row in facts["rows"]
+        (row.get("stage", ""), row["variant"], row["size"], row["axes"], row["budget"]): row for row in facts["rows"]
     }
     return {
         "study": facts["study"],
@@ -84,13 +117,16 @@ def _content(
         "match": facts["match"],
         "tolerance": f"{facts['tolerance']:.1%}",
         "data": facts["data"],
-        "unigram": entropies(facts),
+        "data_words": data_words(facts["data"]),
+        "baselines": baseline_lines(facts),
         "counts": ", ".join(f"{n} {name}" for name, n in sorted(status.items())),
         "n_trials": len(table),
         "seeds": sorted(table["seed"].unique().tolist()),
         "cells": cell_rows(cells, rows),
         "verdicts": verdict_rows(overall),
+        "transfer": transfer_rows(*transfer),
         "fits": fit_rows(fits),
+        "capacity": capacity,
         "figures": figures,
         "mixed": mixed_environments(table),
         "problems": [

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.columns import CELL
+from analysis.transfer import FIRST, columns_of
+
 SIGNS = {"better": "better", "worse": "worse", "indistinguishable": "≈ baseline", "unknown": "n too small"}
 
 
@@ -14,11 +17,11 @@ def cell_rows(cells: pd.DataFrame, planned: dict[tuple[str, ...], dict[str, Any]
     """The comparison table, row by row."""
     rows = []
     for row in cells.to_dict("records"):
-        plan = planned.get((row["variant"], row["size"], row["axes"], row["budget"]), {})
-        others = [f"{row[name]} {name}" for name in ("failed", "diverged", "pending") if row[name]]
+        plan = planned.get((row["stage"], row["variant"], row["size"], row["axes"], row["budget"]), {})
+        others = [f"{row[name]} {name}" for name in ("failed", "diverged", "stopped", "pending") if row[name]]
         rows.append(
             {
-                "cell": ", ".join(row[name] for name in ("size", "axes", "budget") if row[name]),
+                "cell": ", ".join(row[name] for name in CELL if row[name]),
                 "variant": row["variant"],
                 "params": _integer(row["params_total"]),
                 "residual": f"{plan['residuals']['params']:+.2%}" if plan else "",
@@ -26,6 +29,7 @@ def cell_rows(cells: pd.DataFrame, planned: dict[tuple[str, ...], dict[str, Any]
                 "speed": _integer(row["tokens_per_s"]),
                 "early": plus_minus(row["early_loss"], row["early_sd"]),
                 "loss": plus_minus(row["loss"], row["loss_sd"]),
+                "score": _score(row),
                 "bits": "" if pd.isna(row["bits_per_byte"]) else f"{row['bits_per_byte']:.4f}",
                 "n": f"{row['n']}" + (f" ({', '.join(others)})" if others else ""),
                 "diff": interval(row["diff"], row["lo"], row["hi"]),
@@ -43,7 +47,8 @@ def verdict_rows(overall: pd.DataFrame) -> list[dict[str, str]]:
     """The comparison over all cells, row by row."""
     return [
         {
-            "variant": row["variant"],
+            "variant": f"{row['variant']} ({row['stage']})" if row["stage"] else row["variant"],
+            "metric": row["metric"],
             "n": str(int(row["n"])),
             "diff": interval(row["diff"], row["lo"], row["hi"]),
             "p": "" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.2g}",
@@ -78,26 +83,112 @@ def _estimate(value: float, lo: float, hi: float, zero: float) -> str:
 
 
 def summary_lines(facts: dict[str, Any], cells: pd.DataFrame, overall: pd.DataFrame) -> list[str]:
-    """The answer in the terminal: a line a variant, and the losses beside the corpus' unigram entropy."""
+    """The answer in the terminal: the range of the results and what to compare them with, then a line a variant; of
+    each stage."""
     lines = []
-    done = cells[cells["n"] > 0]
-    if len(done):
-        best, worst = done["loss"].min(), done["loss"].max()
-        unigram = entropies(facts)
-        lines.append(f"final losses {best:.4f} to {worst:.4f} nats/token; unigram entropy of the corpus {unigram}")
-    width = max([len(str(name)) for name in overall["variant"]], default=0)
-    if len(overall):
-        lines.append(f"difference from {facts['baseline']}, paired over sizes and seeds, with 95 % interval:")
-    for row in overall.to_dict("records"):
-        text = interval(row["diff"], row["lo"], row["hi"])
-        lines.append(f"  {row['variant']:<{width}}  {text:<32} n={row['n']:<3} {SIGNS[row['verdict']]}")
+    for stage in dict.fromkeys(cells["stage"]):
+        done = cells[(cells["n"] > 0) & (cells["stage"] == stage)]
+        mine = overall[overall["stage"] == stage]
+        where = f"{stage}: " if stage else ""
+        if len(done):
+            metric, scores = done["metric"].iloc[0], done["score"]
+            what = "final losses" if metric == "loss" else metric
+            text = f"{where}{what} {scores.min():.4f} to {scores.max():.4f}"
+            if compared := baselines_of(facts, stage, metric):
+                text += f"; {', '.join(compared)}"
+            lines.append(text)
+        width = max([len(str(name)) for name in mine["variant"]], default=0)
+        if len(mine):
+            lines.append(f"difference from {facts['baseline']}, paired over sizes and seeds, with 95 % interval:")
+        for row in mine.to_dict("records"):
+            text = interval(row["diff"], row["lo"], row["hi"])
+            lines.append(f"  {row['variant']:<{width}}  {text:<32} n={row['n']:<3} {SIGNS[row['verdict']]}")
     return lines
 
 
-def entropies(facts: dict[str, Any]) -> str:
-    """The unigram entropy of the study's text, or those of each corpus and tokenizer in it."""
-    baselines = facts["data"]["baselines"]
-    return " | ".join(f"{each['value']:.4f}" for each in baselines if each["name"] == "unigram entropy")
+def baselines_of(facts: dict[str, Any], stage: str, metric: str) -> list[str]:
+    """`unigram entropy 3.1530` and whatever else a stage's results in one metric are compared with."""
+    known: dict[str, list[str]] = {}
+    for each in facts["data"]["baselines"]:
+        if each["metric"] == metric and each.get("stage", "") == stage:
+            known.setdefault(each["name"], []).append(f"{each['value']:.4f}")
+    return [f"{name} {' | '.join(values)}" for name, values in known.items()]
+
+
+def data_words(data: dict[str, Any]) -> str:
+    """`kjv, bytes, vocabulary 256, 3,954,658 training tokens`."""
+    parts = [str(data[name]) for name in ("corpus", "tokenizer") if data.get(name)]
+    if data.get("vocab"):
+        parts.append(f"vocabulary {data['vocab']}")
+    if data.get("train_tokens"):
+        parts.append(f"{data['train_tokens']:,} training tokens")
+    return ", ".join(parts)
+
+
+def baseline_lines(facts: dict[str, Any]) -> list[str]:
+    """What results are compared with: a line a stage and metric."""
+    kinds = dict.fromkeys((each.get("stage", ""), each["metric"]) for each in facts["data"]["baselines"])
+    return [
+        (f"{stage}: " if stage else "") + f"{', '.join(baselines_of(facts, stage, metric))} ({metric})"
+        for stage, metric in kinds
+    ]
+
+
+def transfer_rows(first: pd.DataFrame, later: pd.DataFrame) -> dict[str, Any]:
+    """The transfer table, row by row: its downstream columns, and the cells of every variant."""
+    rows = []
+    columns = columns_of(later) if len(later) else []
+    for row in first.to_dict("records"):
+        place = [row[name] for name in (*FIRST, "variant")]
+        cells = {
+            each["column"]: each
+            for each in later.to_dict("records")
+            if [each[name] for name in (*FIRST, "variant")] == place
+        }
+        rows.append(
+            {
+                "variant": row["variant"],
+                "cell": ", ".join(row[name] for name in FIRST if row[name]),
+                "params": _integer(row["params_total"]),
+                "flops": _integer(row["flops_per_token"]),
+                "speed": "" if pd.isna(row["steps_per_s"]) else f"{row['steps_per_s']:.3g}",
+                "early": plus_minus(row["early_loss"], row["early_sd"]),
+                "loss": plus_minus(row["loss"], row["loss_sd"]),
+                "n": f"{row['n']}" + ("" if row["n"] == row["trials"] else f" of {row['trials']}"),
+                "scores": [_downstream(cells.get(name)) for name, _ in columns],
+            }
+        )
+    return {"columns": [{"name": name, "metric": metric} for name, metric in columns], "rows": rows}
+
+
+def transfer_lines(first: pd.DataFrame, later: pd.DataFrame) -> list[str]:
+    """Downstream means in the terminal, a line a variant and cell."""
+    lines = []
+    for row in transfer_rows(first, later)["rows"] if len(later) else ():
+        cell = f" ({row['cell']})" if row["cell"] else ""
+        scores = ", ".join(each["text"] for each in row["scores"])
+        lines.append(f"  {row['variant']}{cell}: loss {row['loss']}, {scores}")
+    names = [f"{name} ({metric})" for name, metric in columns_of(later)] if len(later) else []
+    return [f"pre-training loss, then {', '.join(names)}:", *lines] if lines else []
+
+
+def _downstream(cell: dict[str, Any] | None) -> dict[str, str]:
+    """One downstream cell: the mean with its interval, n where not all trials finished, the verdict."""
+    if cell is None or pd.isna(cell["mean"]):
+        return {"text": "", "kind": "unknown"}
+    half = (cell["hi"] - cell["lo"]) / 2
+    text = f"{cell['mean']:.4g}" + ("" if pd.isna(half) else f" ± {half:.2g}")
+    if cell["n"] < cell["trials"]:
+        text += f" ({cell['n']} of {cell['trials']})"
+    return {"text": text, "kind": str(cell["verdict"])}
+
+
+def _score(row: dict[str, Any]) -> str:
+    """The headline metric where it is not the loss: `accuracy 0.7812 ± 0.0031 (test 0.7790)`."""
+    if row["metric"] == "loss" or pd.isna(row["score"]):
+        return ""
+    test = "" if pd.isna(row["test_score"]) else f" (test {row['test_score']:.4f})"
+    return f"{row['metric']} {plus_minus(row['score'], row['score_sd'])}{test}"
 
 
 def plus_minus(mean: float, sd: float) -> str:

@@ -13,7 +13,12 @@ from ablate.contracts import Context, Linear, Mixer, Position, Site
 from ablate.errors import UserError, within
 from ablate.registry import register
 
-Score = Literal["scaled_dot", "dot"]
+Score = Literal["scaled_dot", "dot", "mup"]
+# methods that decide which keys a query sees, or take part in it: the prefix is known to pass through these alone
+SEEING = (
+    "forward", "heads", "attend", "rotate", "allowed", "visible", "seen", "score_mask", "mask_key", "key_positions",
+    "position_bias", "explicit", "sees_prefix",
+)  # fmt: skip
 
 
 def plain_wins(q_BHTK: Tensor) -> bool:
@@ -26,9 +31,9 @@ class Attention(Mixer):
     """softmax(Q K^T / sqrt(d_head) + bias + mask) V for each head, concatenated and mapped back by W_O.
 
     `score: dot` leaves out 1/sqrt(d_head) (Luong et al. 2015); inits that know of it fold it into the queries,
-    as T5 does: the same function at the start, not the same training. `d_value` is the head's value dimension,
-    d_head unless given. Any n_heads and d_head: n_heads d_head need not be d_model. `dropout` is on the
-    attention's weights.
+    as T5 does: the same function at the start, not the same training. `score: mup` divides by d_head (Yang et al.
+    2022, arXiv:2203.03466, definition 4.1). `d_value` is the head's value dimension, d_head unless given. Any n_heads
+    and d_head: n_heads d_head need not be d_model. `dropout` is on the attention's weights.
     """
 
     def __init__(
@@ -46,7 +51,7 @@ class Attention(Mixer):
         within(f"mixer {name!r}: dropout", dropout, 0, 1)
         self.n_heads = site.n_heads
         self.causal = site.causal
-        self.scale = site.d_head**-0.5 if score == "scaled_dot" else 1.0
+        self.scale = {"scaled_dot": site.d_head**-0.5, "dot": 1.0, "mup": 1 / site.d_head}[score]
         fold = site.d_head**-0.5 if score == "dot" else 1.0
         inner = site.n_heads * site.d_head
         self.q = Linear(site.d_model, inner, bias=site.bias, role="score", gain=fold)
@@ -66,7 +71,7 @@ class Attention(Mixer):
             k_BHSK = torch.cat((past[0], k_BHSK), 2)
             v_BHSK = torch.cat((past[1], v_BHSK), 2)
         ctx.remember((k_BHSK, v_BHSK))
-        return self.attend(q_BHTK, k_BHSK, v_BHSK, ctx)
+        return self.attend(q_BHTK, self.spread(k_BHSK), self.spread(v_BHSK), ctx)
 
     def split(self, x_BTE: Tensor) -> Tensor:
         """(B, T, H K) -> (B, H, T, K)."""
@@ -77,6 +82,10 @@ class Attention(Mixer):
 
     def keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.k(x_BSD)), self.split(self.v(x_BSD))
+
+    def spread(self, x_BHSK: Tensor) -> Tensor:
+        """Keys or values as they are kept in a cache -> one for each head."""
+        return x_BHSK
 
     def allowed(self, pos_T: Tensor, pos_S: Tensor) -> Tensor | None:
         """Which keys a query may see, (T, S), besides the causal rule; None for all of them."""
@@ -123,7 +132,7 @@ class Attention(Mixer):
                 width = y_BHTK.shape[-1]
                 raise UserError(f"d_value {width} must be d_head: the position adds vectors of it to values")
             return y_BHTK if extra is None else y_BHTK + extra
-        plain_causal = bias is None and self.causal and S == T and ctx.valid_BT is None
+        plain_causal = bias is None and self.causal and S == T and ctx.valid_BT is None and ctx.prefix_BT is None
         plain_causal = plain_causal and type(self).allowed is Attention.allowed
         mask = None if plain_causal else self.score_mask(q_BHTK, pos_S, bias, ctx)
         return self.fast(q_BHTK, k_BHSK, v_BHSK, mask, plain_causal)
@@ -173,15 +182,24 @@ class Attention(Mixer):
             ctx.once[key] = hidden.masked_fill_(~visible, -math.inf)
         return ctx.once[key] if bias is None else bias.to(q_BHTK.dtype) + ctx.once[key]
 
+    def sees_prefix(self) -> bool:
+        """Not a class that has a mask of its own, or a way of its own around the mask."""
+        return all(getattr(type(self), name) is getattr(Attention, name) for name in SEEING)
+
     def mask_key(self) -> object:
         """What two attentions share whose masks are equal in one pass."""
         return id(self) if type(self).allowed is not Attention.allowed else self.causal
 
     def seen(self, pos_S: Tensor, ctx: Context) -> Tensor | None:
-        """Which of the keys each query sees, broadcastable to (B, H, T, S): `visible` ones that are no padding."""
+        """Which of the keys each query sees, broadcastable to (B, H, T, S): `visible` ones, and those of the prefix,
+        that are no padding."""
         visible = self.visible(ctx.positions_T, pos_S)
         if visible is not None and visible.ndim == 3:  # the fused kernels take masks of two or four dimensions
             visible = visible[None]
+        if visible is not None and ctx.prefix_BT is not None:
+            if ctx.prefix_BT.shape[1] != len(pos_S):
+                raise UserError("a prefix is read in one pass, with all of its tokens and before any others")
+            visible = visible | ctx.prefix_BT[:, None, None]
         if ctx.valid_BT is None:
             return visible
         valid_B1TS = ctx.valid_BT[:, None, None, :].expand(-1, 1, len(ctx.positions_T), -1)

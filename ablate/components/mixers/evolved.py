@@ -151,7 +151,11 @@ class EvolvedSelf(Attention):
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         if ctx.valid_BT is not None:  # masks of padding have a row for each of the batch: here there are two
             ctx = replace(ctx, once={}, valid_BT=ctx.valid_BT.repeat_interleave(2, 0))
-        y_BHTK = self.heads(x_BTD, ctx)
+        past = ctx.recall()
+        inner = branch(ctx, past and tuple(each.flatten(0, 1) for each in past))
+        y_BHTK = self.heads(x_BTD, inner)
+        if ctx.cache is not None:  # a row's two halves together: in a cache the rows stand first
+            ctx.remember(tuple(each.unflatten(0, (-1, 2)) for each in inner.recall()))
         return self.out(y_BHTK.unflatten(0, (-1, 2)).permute(0, 3, 1, 2, 4).flatten(2))
 
     def split(self, x_BTE: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ablate.components.mixers.attention import Attention, Score
-from ablate.contracts import Context, Linear, Site
+from ablate.contracts import Linear, Site
 from ablate.errors import UserError
 from ablate.registry import register
 
@@ -46,9 +46,6 @@ class GroupedQueryAttention(Attention):
     def keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         k_BSGK, v_BSGK = (each.unflatten(-1, (self.kv_heads, -1)) for each in (self.k(x_BSD), self.v(x_BSD)))
         return k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
-
-    def attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
-        return super().attend(q_BHTK, self.spread(k_BHSK), self.spread(v_BHSK), ctx)
 
     def spread(self, x_BGSK: Tensor) -> Tensor:
         """(B, kv_heads, S, K) -> (B, H, S, K): head h reads group h // (n_heads / kv_heads)."""

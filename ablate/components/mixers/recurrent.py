@@ -31,8 +31,9 @@ class Recurrent(Mixer):
             self.out = Linear(hidden, site.d_model, bias=site.bias, role="write")
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        y_BTD, state = self.count(x_BTD) if x_BTD.is_meta else self.unroll(x_BTD, ctx.recall())
-        ctx.remember(state)
+        past = swapped(ctx.recall())
+        y_BTD, state = self.count(x_BTD) if x_BTD.is_meta else self.unroll(x_BTD, past)
+        ctx.remember(swapped(state))
         return y_BTD if self.out is None else self.out(y_BTD)
 
     def unroll(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -55,6 +56,13 @@ class Recurrent(Mixer):
         y_BTH = gates_BTG.unflatten(-1, (-1, hidden)).sum(2)
         last_1BH = y_BTH[None, :, -1]
         return y_BTH, (last_1BH, last_1BH) if isinstance(self.cells, nn.LSTM) else last_1BH
+
+
+def swapped(state: Any) -> Any:
+    """The state of torch's layers, (1, B, H) or two of them, with the rows first as in a cache; and back."""
+    if state is None:
+        return None
+    return state.transpose(0, 1) if isinstance(state, Tensor) else tuple(each.transpose(0, 1) for each in state)
 
 
 @register("mixer", "lstm", paper="Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000 (forget gate)")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate.components.embeddings import Table
+from ablate.components.mixers.recurrent import swapped
 from ablate.components.models.words import AdditiveAttention, PairModel
 from ablate.contracts import Cache, Linear, Memory, Site
 from ablate.registry import register
@@ -60,7 +61,8 @@ class GNMT(PairModel):
         x_BTD, a_BTD = self.recur(self.dropout(self.target(tokens_BT)), memory, read[0], cache)
         for layer, cells in enumerate(self.decoder, 2):
             inputs_BTD = torch.cat((self.dropout(x_BTD), a_BTD), -1)
-            y_BTD, cache.states[layer] = run(cells, inputs_BTD, cache.states.get(layer))
+            y_BTD, state = run(cells, inputs_BTD, swapped(cache.states.get(layer)))
+            cache.states[layer] = swapped(state)
             x_BTD = y_BTD + x_BTD if layer > 2 else y_BTD
         return self.output(self.dropout(x_BTD))
 

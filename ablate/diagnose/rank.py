@@ -1,4 +1,4 @@
-"""What can be seen inside a model, layer by layer: how far its tokens have become one.
+"""How far the tokens of a sequence have become one, layer by layer.
 
 Dong, Cordonnier and Loukas 2021, arXiv:2103.03404: attention alone drives all tokens of a sequence to the same
 vector, doubly exponentially with depth. res(X) = X - 1 x^T is what is left of X without the vector x that all rows
