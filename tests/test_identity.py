@@ -139,7 +139,7 @@ def test_component_is_what_it_was(name: str) -> None:
 
 def test_fields_are_what_they_were() -> None:
     """An id that lacks a field stands for its default: a default that changes would change what old ids mean."""
-    found, expected = field_facts(), json.loads(FIELDS.read_text())
+    found, expected = json.loads(json.dumps(field_facts())), json.loads(FIELDS.read_text())
     now, before = found["defaults"], expected["defaults"]
     changed = [name for name in before if name not in now or now[name] != before[name]]
     if found["format"] == expected["format"]:
@@ -209,6 +209,9 @@ OTHERS: dict[str, dict[str, Any]] = {
         "valid": 0.1,
         "test": 0.1,
         "content": "other",
+        "task": "mlm",
+        "vocabulary": "0123456789ab",
+        "vocab_multiple": 64,
     },
     "train": {
         "tokens": 2_000_000,
@@ -222,25 +225,38 @@ OTHERS: dict[str, dict[str, Any]] = {
         "dropout": 0.1,
         "label_smoothing": 0.1,
         "z_loss": 1e-4,
+        "epochs": 0.5,
+        "ema": 0.99,
+        "batch_ramp": 0.5,
+        "seq_warmup": 0.5,
+        "layer_decay": 0.9,
+        "diagnostics": ["gradients"],
         "eval_points": 3,
         "eval_tokens": 4096,
         "final_eval_tokens": 4096,
         "diverge_above": 2.0,
     },
 }
-ONE_CHOICE = {"task"}  # slots with a single component so far
+OF_A_PARENT = {"reinit_layers": 1, "decay_to": "start", "mixout": 0.1}
+OF_A_PACE = {"ramp_parts": 4, "ramp_shape": "doubling", "seq_start": 16}
 OF_AN_ENCODER = {"encoder_depth": 2, "encoder_order": "fs", "share_embeddings": False}
 
 
 def test_every_setting_counts() -> None:
-    """Each field of an architecture, of data and of training has its share in the id."""
+    """Each field of an architecture, of data and of training has its share in the id, and so has the parent."""
+    inside = {*PLACES, "precision", *OF_AN_ENCODER, *OF_A_PARENT, *OF_A_PACE}
     for section, cls in (("arch", ArchSpec), ("data", DataSpec), ("train", TrainSpec)):
-        names = {each.name for each in fields(cls)} - ONE_CHOICE - PLACES - {"precision"} - OF_AN_ENCODER.keys()
+        names = {each.name for each in fields(cls)} - inside
         assert OTHERS[section].keys() == names
         for key, value in OTHERS[section].items():
             assert changed({section: {key: value}}), key
     ids = [spec({section: {key: value}}).trial_id for section in OTHERS for key, value in OTHERS[section].items()]
     ids += [spec({"arch": {"encoder": True, key: value}}).trial_id for key, value in OF_AN_ENCODER.items()]
+    child = {"parent": "0123456789ab"}
+    ids += [spec({**child, "train": {key: value}}).trial_id for key, value in OF_A_PARENT.items()]
+    paced = {"batch_ramp": 0.3, "seq_warmup": 0.3}
+    ids += [spec({"train": {**paced, key: value}}).trial_id for key, value in OF_A_PACE.items()]
+    ids += [spec(each).trial_id for each in (child, {"parent": "ba9876543210"}, {"train": paced}, {})]
     assert len(set(ids)) == len(ids)
     assert replace(spec({}), train=replace(spec({}).train, precision="bf16")).trial_id != spec({}).trial_id
 

@@ -94,7 +94,7 @@ def check_held_out(subject: Subject) -> None:
                 meter = one.task.meter(split, final=True)
                 with torch.no_grad():
                     for batch in one.task.held_out(split, 12 * one.task.data.row_tokens, rows):
-                        if len(batch) > rows:
+                        if len(batch) > max(rows, one.task.rows_together):
                             raise CheckFailed(f"a held-out batch of at most {rows} rows has {len(batch)}")
                         meter.add(model, _double(batch))
                 results.append(meter.result())

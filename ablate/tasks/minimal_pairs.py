@@ -34,6 +34,7 @@ class MinimalPairs(Task):
     The data are JSON lines, CSV, or an archive of JSON lines as BLiMP's.
     """
 
+    rows_together = 2
     splits = ("test",)
     corpora: ClassVar[tuple[str, ...]] = ()
     metric: ClassVar[str] = "accuracy"
