@@ -52,7 +52,11 @@ def run(options: Namespace) -> int:
 
 def _compared(baselines: list[dict[str, Any]]) -> str:
     """What the results are to be compared with."""
-    said = [f"{each['stage']} {each['name']} {each['value']:.4f}".strip() for each in baselines]
+    said = [
+        f"{each['stage']} {each['name']} {each['value']:.4f}".strip()
+        for each in baselines
+        if each.get("split", "valid") == "valid"
+    ]
     return "; to compare with: " + ", ".join(said) if said else ""
 
 

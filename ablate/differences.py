@@ -43,4 +43,10 @@ def differences(baseline: TrialSpec, variant: TrialSpec) -> tuple[str, ...]:
             for field in fields(before)
             if field.name != "content" and getattr(before, field.name) != getattr(after, field.name)
         }
+    if "data.tokenizer" in found:
+        found -= {"data.seq_len", "train.batch_tokens", "train.tokens"}  # in tokens, which are others
+    if "train.batch_ramp" in found:
+        found -= {"train.ramp_parts", "train.ramp_shape"}  # there is no ramp without them
+    if "train.seq_warmup" in found:
+        found -= {"train.seq_start"}
     return tuple(sorted(found))

@@ -101,4 +101,4 @@ def _named(name: str, texts: dict[str, Texts]) -> str:
 
 def _told(name: str, metric: str, split: str, value: float) -> dict[str, Any]:
     """A baseline is on validation data unless its name says otherwise."""
-    return {"name": name if split == "valid" else f"{name}, {split} split", "metric": metric, "value": float(value)}
+    return {"name": name, "split": split, "metric": metric, "value": float(value)}

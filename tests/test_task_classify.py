@@ -268,8 +268,8 @@ def test_the_meter_puts_batches_together() -> None:
 
 def test_baselines_by_hand() -> None:
     labels = {"train": np.array([1, 1, 0]), "valid": np.array([1, 0, 0, 0]), "test": np.array([1, 1])}
-    told = [(row["name"], row["value"]) for row in majority(labels)]
-    assert told == [("majority class", 0.25), ("majority class, test split", 1.0)]
+    told = [(row["name"], row["split"], row["value"]) for row in majority(labels)]
+    assert told == [("majority class", "valid", 0.25), ("majority class", "test", 1.0)]
     texts = {
         "train": [("good one",), ("bad one",)] * 4,
         "valid": [("so good",), ("so bad",)],
@@ -278,7 +278,7 @@ def test_baselines_by_hand() -> None:
     labels = {"train": np.array([1, 0] * 4), "valid": np.array([1, 0]), "test": np.array([1, 0])}
     assert [row["value"] for row in bags_of_words(texts, labels)] == [1.0, 0.5, 1.0, 0.5]
     values = {"train": np.array([3.0, 1.0] * 4), "valid": np.array([3.0, 1.0]), "test": np.array([3.0, 3.0])}
-    found = {(row["name"], row["metric"]): row["value"] for row in ridge(texts, values)}
+    found = {(row["name"], row["metric"]): row["value"] for row in ridge(texts, values) if row["split"] == "valid"}
     assert found["mean of the training split", "rmse"] == pytest.approx(1)
     assert found["bag of words (tf-idf, ridge regression)", "pearson"] == pytest.approx(1)
 

@@ -19,6 +19,7 @@ from ablate import registry
 from ablate.data.corpora import resolve
 from ablate.data.tokenizers import Tokenizer
 from ablate.data.unigram import best, train_unigram
+from ablate.differences import differences
 from ablate.errors import SpecError
 from ablate.run.ledger import Ledger
 from ablate.spec import Component
@@ -152,3 +153,13 @@ def test_unknown_tokens_are_counted_in_every_split(ledger: Ledger, tmp_path: Pat
         per_token = facts["bytes_per_token"]
         assert per_token * facts["valid_tokens"] == pytest.approx(len(texts["valid"]))  # bytes of the raw text
         assert metrics["bits_per_byte"] == pytest.approx(metrics["loss"] / math.log(2) / per_token)
+
+
+def test_lengths_in_tokens_follow_the_tokenizer() -> None:
+    plain = spec()
+    shorter = spec({"data.seq_len": 8, "train.batch_tokens": 32, "train.tokens": 384})
+    other = spec({"data.seq_len": 8, "train.batch_tokens": 32, "train.tokens": 384, "data.tokenizer": "words"})
+    assert differences(plain, other) == ("data.tokenizer",)
+    assert differences(plain, shorter) == ("data.seq_len", "train.batch_tokens", "train.tokens")
+    ramps = {"train.batch_tokens": 64, "train.batch_ramp": 0.5, "train.ramp_parts": 4, "train.ramp_shape": "doubling"}
+    assert differences(plain, spec(ramps)) == ("train.batch_ramp",)

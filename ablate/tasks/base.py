@@ -162,7 +162,7 @@ class Task:
 
     def facts(self) -> dict[str, Any]:
         """What a report says of the data: sizes, and `baselines`, a list of {name, metric, value} to compare with:
-        what is reached without a model, or with a simple one."""
+        what is reached without a model, or with a simple one; on validation data, unless `split` says `test`."""
         raise NotImplementedError
 
     def build(self, arch: ArchSpec, seed: int, dropout: float) -> nn.Module:

@@ -106,11 +106,11 @@ def summary_lines(facts: dict[str, Any], cells: pd.DataFrame, overall: pd.DataFr
     return lines
 
 
-def baselines_of(facts: dict[str, Any], stage: str, metric: str) -> list[str]:
-    """`unigram entropy 3.1530` and whatever else a stage's results in one metric are compared with."""
+def baselines_of(facts: dict[str, Any], stage: str, metric: str, split: str = "valid") -> list[str]:
+    """`unigram entropy 3.1530` and whatever else a stage's results in one metric are compared with, on one split."""
     known: dict[str, list[str]] = {}
     for each in facts["data"]["baselines"]:
-        if each["metric"] == metric and each.get("stage", "") == stage:
+        if (each["metric"], each.get("stage", ""), each.get("split", "valid")) == (metric, stage, split):
             known.setdefault(each["name"], []).append(f"{each['value']:.4f}")
     return [f"{name} {' | '.join(values)}" for name, values in known.items()]
 
@@ -127,11 +127,15 @@ def data_words(data: dict[str, Any]) -> str:
 
 def baseline_lines(facts: dict[str, Any]) -> list[str]:
     """What results are compared with: a line a stage and metric."""
-    kinds = dict.fromkeys((each.get("stage", ""), each["metric"]) for each in facts["data"]["baselines"])
-    return [
-        (f"{stage}: " if stage else "") + f"{', '.join(baselines_of(facts, stage, metric))} ({metric})"
-        for stage, metric in kinds
-    ]
+    kinds = dict.fromkeys(
+        (each.get("stage", ""), each["metric"], each.get("split", "valid")) for each in facts["data"]["baselines"]
+    )
+    lines = []
+    for stage, metric, split in kinds:
+        unit = metric if split == "valid" else f"{metric}, {split} data"
+        words = ", ".join(baselines_of(facts, stage, metric, split))
+        lines.append((f"{stage}: " if stage else "") + f"{words} ({unit})")
+    return lines
 
 
 def transfer_rows(first: pd.DataFrame, later: pd.DataFrame) -> dict[str, Any]:
