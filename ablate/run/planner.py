@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from ablate import registry
 from ablate.plan import Plan, PlannedTrial, Row
 from ablate.run.ledger import Ledger
 from ablate.rungs import Rungs
+from ablate.tasks.base import Task
 from ablate.train.steps import evaluation_steps
 
 
@@ -120,12 +121,16 @@ class RungPlanner:
         return [Ask(trial) for trial in alive if trial.id not in done]
 
     def _score(self, trial: PlannedTrial, step: int) -> float | None:
-        """The task's metric at a step, so that less is better; None where the trial has not come so far."""
-        task: Any = registry.load(registry.find("task", trial.spec.data.task.name))
+        """The task's metric at a step, so that less is better; the loss where that metric is measured at the end
+        alone; None where the trial has not come so far."""
+        task: Task = registry.make("task", trial.spec.data.task)
         for row in self.ledger.trial(trial.id).rows():
             if row["step"] == step and row["split"] == "valid":
-                value = row.get(task.metric, row["loss"])
-                return None if value is None else float(value) * (-1 if task.higher_is_better else 1)
+                if task.metric in row:
+                    value, sign = row[task.metric], -1 if task.higher_is_better else 1
+                else:
+                    value, sign = row["loss"], 1
+                return None if value is None else sign * float(value)
         return None
 
 

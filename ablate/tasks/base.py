@@ -102,8 +102,8 @@ class Task:
     splits: tuple[str, ...] = ("train", "valid", "test")
     corpora: ClassVar[tuple[str, ...]] = ("kjv",)  # data that it knows by name; the first is the default
     rows_together: ClassVar[int] = 1  # of held-out rows, that are only measured beside each other
-    metric: ClassVar[str] = "loss"  # the one that a table of tasks shows
-    higher_is_better: ClassVar[bool] = False
+    metric: str = "loss"  # the one that a table of tasks shows
+    higher_is_better: bool = False
     writes_file: ClassVar[bool] = False  # whether `generate` writes a file instead of printing
     data: DataSpec
 

@@ -236,8 +236,8 @@ class LabelMeter(Meter):
 class ClassifiedTexts(LabelledTexts):
     """Rows with classes, those of the training split: loss = -log p(class) in nats a row."""
 
-    metric: ClassVar[str] = "accuracy"
-    higher_is_better: ClassVar[bool] = True
+    metric = "accuracy"
+    higher_is_better = True
 
     @property
     def classes(self) -> int:

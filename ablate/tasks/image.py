@@ -109,8 +109,8 @@ class ImageClassification(ImageTask):
     """
 
     forms: ClassVar[tuple[str, ...]] = ("image",)
-    metric: ClassVar[str] = "accuracy"
-    higher_is_better: ClassVar[bool] = True
+    metric = "accuracy"
+    higher_is_better = True
 
     def __init__(self, *, shift: int = 0, flip: bool = False):
         within("task 'image': shift", shift, 0)

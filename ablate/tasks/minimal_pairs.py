@@ -37,8 +37,8 @@ class MinimalPairs(Task):
     rows_together = 2
     splits = ("test",)
     corpora: ClassVar[tuple[str, ...]] = ()
-    metric: ClassVar[str] = "accuracy"
-    higher_is_better: ClassVar[bool] = True
+    metric = "accuracy"
+    higher_is_better = True
 
     def __init__(
         self, *, good: str = "sentence_good", bad: str = "sentence_bad", group: str | None = "linguistics_term"

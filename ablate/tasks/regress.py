@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ class Regress(LabelledTexts):
     has a loss of about 1; `rmse` is in the numbers' own unit. The options are those of `classify`.
     """
 
-    metric: ClassVar[str] = "pearson"
-    higher_is_better: ClassVar[bool] = True
+    metric = "pearson"
+    higher_is_better = True
     classes = 1
 
     def __init__(

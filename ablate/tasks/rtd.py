@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ class ReplacedTokenDetection(MaskedText):
     embedding is one: see `ReplacedTokenModel`. A classifier that begins from it takes the discriminator.
     """
 
-    metric: ClassVar[str] = "f1"
-    higher_is_better: ClassVar[bool] = True
+    metric = "f1"
+    higher_is_better = True
 
     def __init__(self, *, rate: float = 0.15, generator: float = 0.3333, weight: float = 50.0):
         super().__init__("rtd", rate)

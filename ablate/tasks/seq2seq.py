@@ -69,8 +69,8 @@ class SequenceToSequence(Task):
             raise SpecError(["decode_rows"], f"{decode_rows} must be at least 1")
         self.columns = (source, target)
         self.stress, self.train_targets, self.bucket, self.decode_rows = stress, train_targets, bucket, decode_rows
-        self.metric = metric  # type: ignore[misc]
-        self.higher_is_better = metric != "error_rate"  # type: ignore[misc]
+        self.metric = metric
+        self.higher_is_better = metric != "error_rate"
 
     @classmethod
     def resolve(cls, data: DataSpec, folder: Path) -> DataSpec:
