@@ -132,7 +132,7 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
         f"{BATCH}\n    schedule: cos #!",
         ("unknown schedule 'cos'", "did you mean 'cosine'?", "wsd"),
     ),
-    ("task", DATA, "{task: lmm} #!", ("unknown task 'lmm'", "known: lm")),
+    ("task", DATA, "{task: lmm} #!", ("unknown task 'lmm'", "known: classify, denoise")),
     # types and values of fields
     ("text for a number", DEPTH, "depth: many #!", ("'many' is text, must be int",)),
     ("list for a number", DEPTH, "depth: [1, 2] #!", ("[1, 2] is a list, must be int",)),

@@ -13,7 +13,7 @@ import pytest
 from ablate.build import build_model
 from ablate.errors import UserError
 from ablate.probe import probe
-from ablate.registry import catalogue
+from ablate.registry import SLOTS, catalogue
 from ablate.spec import ArchSpec, parse
 
 BASE = {"d_model": 16, "n_heads": 4, "d_ff": 24, "depth": 3}
@@ -111,5 +111,6 @@ def test_adaptive_softmax_has_no_label_smoothing() -> None:
 def test_every_component_that_sees_ahead_or_needs_an_encoder_is_in_the_matrix() -> None:
     named = {str(value["name"] if isinstance(value, dict) else value) for row in MATRIX for value in row[0].values()}
     elsewhere = {"gmlp", "mlp_mixer", "classify", "cross", "fixup_cross", "evolved_parallel", "patch"}
-    special = {each.name for each in catalogue() if not each.causal or each.form == "pair"}
-    assert special - elsewhere - {each.name for each in catalogue("model")} <= named
+    parts = [each for slot in SLOTS for each in catalogue(slot)]
+    special = {each.name for each in parts if not each.causal or each.form == "pair"}
+    assert special - elsewhere <= named

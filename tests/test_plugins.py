@@ -186,4 +186,7 @@ def test_an_options_type_may_have_a_name(tmp_path: Path) -> None:
         registry.add_plugin(file)
     file.write_text(NAMED.replace(", other: Unknown = None", ""))
     (entry,) = registry.add_plugin(file)
-    assert [option.type for option in entry.options] == ["Literal['round', 'square']", "Literal['scaled_dot', 'dot']"]
+    assert [option.type for option in entry.options] == [
+        "Literal['round', 'square']",
+        "Literal['scaled_dot', 'dot', 'mup']",
+    ]

@@ -259,7 +259,7 @@ def test_a_trial_counts_up_to_each_evaluation(ledger: Ledger) -> None:
     for size in (0, 64, 192, 768):
         model.fit(torch.from_numpy(tokens.splits["train"][:size].astype(np.int64)))
         run.model = model
-        losses.append(run.evaluate("valid", 128 if size == 768 else 64))
+        losses.append(run.evaluate("valid", final=size == 768)["loss"])
     rows = [row for row in folder.rows() if row["split"] == "valid"]
     assert [row["tokens"] for row in rows] == [0, 64, 192, 768]
     near([row["loss"] for row in rows], losses)
@@ -291,7 +291,7 @@ def test_the_final_weights_are_the_counts(ledger: Ledger) -> None:
     folder = train(ledger, trial)
     run = new_run(trial, torch.device("cpu"), ledger.cache)
     run.model.load_state_dict(torch.load(folder.weights)["model"])
-    assert run.evaluate("test", 128) == folder.record()["metrics"]["test_loss"]  # type: ignore[index]
+    assert run.evaluate("test", final=True)["loss"] == folder.record()["metrics"]["test_loss"]  # type: ignore[index]
     assert int(run.model.get_buffer("counts1").sum()) == 768
 
 

@@ -122,7 +122,7 @@ def test_vit_at_full_size() -> None:
     small = parse(ArchSpec, {"d_model": 24, "n_heads": 3, "depth": 1, **VIT})
     cost = count(small, 1, 10, False, classes=5, image=(2, 12, 12))
     tower = 10 * (24 * 24 * 24 + 4 * 10 * 24)
-    assert cost.flops_forward * 10 == 9 * 2 * 32 * 24 + tower + 2 * 24 * 5
+    assert cost.flops_forward == 9 * 2 * 32 * 24 + tower + 2 * 24 * 5
 
 
 def test_order_comes_from_positions() -> None:

@@ -567,8 +567,8 @@ def test_lstm(options: dict[str, Any], hidden: int) -> None:
     cache = Cache()
     near(array(mixer(x, Context(None, torch.arange(T), cache))), expected)  # type: ignore[arg-type]
     state = cache.states[0]
-    near(array(state[0])[0], h)
-    near(array(state[1])[0], c)
+    near(array(state[0])[:, 0], h)
+    near(array(state[1])[:, 0], c)
     assert {name.split(".")[0] for name, _ in mixer.named_parameters()} == {"cells"} | (
         {"out"} if hidden != 12 else set()
     )
