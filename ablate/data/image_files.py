@@ -12,19 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ablate.data.corpora import SPLIT_NAMES
 from ablate.errors import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg")
 GREY, COLOUR = ("1", "L", "LA"), ("P", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes
-SPLIT_NAMES = {
-    "train": "train",
-    "valid": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "dev": "valid",
-    "test": "test",
-    "t10k": "test",
-}
+IDX_NAMES = {"t10k": "test"}  # of the files of MNIST and its like
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ def places_of(path: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for each in sorted(path.iterdir()):
         is_place = each.is_dir() or each.suffix == ".npz" or _is_idx_of_images(each)
-        split = SPLIT_NAMES.get(each.name.split(".")[0].split("-")[0].split("_")[0].lower())
+        split = (SPLIT_NAMES | IDX_NAMES).get(each.name.split(".")[0].split("-")[0].split("_")[0].lower())
         if is_place and split is not None and not each.name.startswith("."):
             if split in found:
                 raise UserError(f"{path}: both {found[split].name} and {each.name} are the {split} split")
