@@ -84,7 +84,8 @@ def test_a_trial_trains_on_the_users_text(tmp_path: Path, ledger: Ledger) -> Non
     assert record is not None and record["status"] == "finished", record
     assert record["data"]["derived"] == "pairs of neighbouring blocks of running text, half of them replaced"
     assert record["data"]["train_rows"] == 48 * 4
-    assert record["data"]["baselines"][0] == {"name": "majority class", "metric": "accuracy", "value": 0.5}
+    majority = {"name": "majority class", "metric": "accuracy", "value": 0.5, "split": "valid"}
+    assert record["data"]["baselines"][0] == majority
     words = [row for row in record["data"]["baselines"] if row["name"].startswith("bag of words")]
     assert words[0]["value"] > 0.9  # the cosine of the two texts tells
     assert all(0 <= record["metrics"][name] <= 1 for name in ("accuracy", "f1_macro", "test_accuracy"))
