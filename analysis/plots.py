@@ -15,6 +15,7 @@ from analysis.columns import CELL
 COLORS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#B0A000")
 MARKERS = "osD^vPX*"
 GREY = "#8a8a8a"
+NAMES = {"loss": "loss (nats/token)", "bits_per_byte": "bits per byte"}  # of metrics, on an axis; others as they are
 
 
 def style(index: int) -> dict[str, Any]:
@@ -23,15 +24,18 @@ def style(index: int) -> dict[str, Any]:
     return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)], "linestyle": line}
 
 
-def loss_against_compute(table: pd.DataFrame, fits: pd.DataFrame, ax: Axes, unigram: float | None = None) -> Axes:
-    """Final loss of every trial against its training FLOPs, and each variant's fitted law where there is one."""
+def loss_against_compute(
+    table: pd.DataFrame, fits: pd.DataFrame, ax: Axes, measure: str = "loss", unigram: float | None = None
+) -> Axes:
+    """Final loss of every trial, the column `measure`, against its training FLOPs, and each variant's fitted law where
+    there is one."""
     variants = list(dict.fromkeys(table["variant"]))
     for index, variant in enumerate(variants):
         part = table[table["variant"] == variant]
         look = style(index)
         ax.plot(
             part["train_flops"],
-            part["loss"],
+            part[measure],
             **{**look, "linestyle": "none"},
             ms=4,
             alpha=0.75,
@@ -46,13 +50,13 @@ def loss_against_compute(table: pd.DataFrame, fits: pd.DataFrame, ax: Axes, unig
         ax.axhline(unigram, color=GREY, lw=0.8, ls=":")
         ax.annotate("unigram entropy", (0.99, unigram), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                     fontsize=7, color=GREY)  # fmt: skip
-    ax.set(xscale="log", xlabel="training FLOPs", ylabel="validation loss (nats/token)")
+    ax.set(xscale="log", xlabel="training FLOPs", ylabel=f"validation {NAMES[measure]}")
     _legend(ax)
     return ax
 
 
 def differences(cells: pd.DataFrame, ax: Axes) -> Axes:
-    """Paired difference from the baseline with its interval, a row for each variant and cell.
+    """Paired difference of one metric from the baseline with its interval, a row for each variant and cell.
 
     Filled where the verdict is better or worse, hollow and grey where it is not.
     """
@@ -67,7 +71,8 @@ def differences(cells: pd.DataFrame, ax: Axes) -> Axes:
     ax.set_yticks(range(len(shown)), [_row_label(row) for _, row in shown.iterrows()], fontsize=7)
     ax.set_ylim(-0.6, len(shown) - 0.4)
     _limit_to_points(ax, shown)
-    ax.set_xlabel("difference of loss from the baseline (nats/token), 95 % interval; left is better")
+    metric, side = cells["metric"].iloc[0], {"lower": "left", "higher": "right"}[cells["better"].iloc[0]]
+    ax.set_xlabel(f"difference of {NAMES.get(metric, metric)} from the baseline, 95 % interval; {side} is better")
     return ax
 
 

@@ -41,7 +41,19 @@ def study_table(results: Path, study: str) -> pd.DataFrame:
         folder = Path(results) / "trials" / label["id"]
         begun = {"parent_seed": seeds.get(label.get("parent"))}
         rows.append(dict.fromkeys(BY_NAME) | begun | _labels(label) | _record_values(folder))
-    return validated(pd.DataFrame(rows), f"study {study!r}")
+    return on_one_scale(validated(pd.DataFrame(rows), f"study {study!r}"))
+
+
+def on_one_scale(table: pd.DataFrame) -> pd.DataFrame:
+    """Bits per byte as the headline metric of every stage whose trials read their text through different tokenizers:
+    a loss per token says nothing where the tokens differ."""
+    for _, part in finished(table).groupby("stage", observed=True):
+        if set(part["metric"]) == {"loss"} and part["tokens_of"].nunique() > 1 and part["bits_per_byte"].notna().all():
+            mine = table["stage"] == part["stage"].iloc[0]
+            table.loc[mine, "metric"] = "bits_per_byte"
+            table.loc[mine, "score"] = table.loc[mine, "bits_per_byte"]
+            table.loc[mine, "test_score"] = table["test_bits_per_byte"] if "test_bits_per_byte" in table else np.nan
+    return table
 
 
 def study_curves(results: Path, study: str) -> pd.DataFrame:

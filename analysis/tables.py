@@ -52,7 +52,13 @@ def comparison_table(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 def score_effects(table: pd.DataFrame, baseline: str, pair_on: Sequence[str], score: str = "score") -> pd.DataFrame:
     """`compare` on a column of scores of one metric, in its own units, whichever of its values are better; empty
-    where the baseline has none."""
+    where the baseline has none.
+
+    Trials that began from one model share its luck. Where there are several such models (of different seeds), each
+    is one value, the mean of its trials: the pairs are of models.
+    """
+    if table["parent_seed"].nunique() > 1:
+        pair_on = [key for key in pair_on if key != "seed"]
     done = finished(table)
     done = done[done[score].notna()]
     if not (done["variant"] == baseline).any():
@@ -104,10 +110,14 @@ def overall_table(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """One row a variant and stage: the paired difference of the stage's headline metric over all cells and seeds.
 
     The interval is over the pairs' spread, cells included: it speaks of these sizes and budgets, not of others.
+    `test_diff`, `test_lo`, `test_hi` and `test_verdict` are the same on test data.
     """
     found = []
     for stage, part in table.groupby("stage", sort=False, dropna=False, observed=True):
         effects = score_effects(part, baseline, [*PAIR, *CELL])
+        tested = score_effects(part, baseline, [*PAIR, *CELL], "test_score").set_index("variant")
+        for name in ("diff", "lo", "hi", "verdict"):
+            effects[f"test_{name}"] = effects["variant"].map(tested[name])
         found.append(effects.assign(stage=str(stage), **metric_of(part)))
     return pd.concat(found, ignore_index=True)
 

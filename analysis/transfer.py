@@ -38,8 +38,9 @@ def downstream(table: pd.DataFrame, baseline: str, first: str) -> pd.DataFrame:
     and hi the 95 % Student interval of the mean, diff the paired difference from the baseline, in the metric's units;
     n finished trials of `trials`. The verdict is after Holm's correction over the whole table.
 
-    Trials that began from one model share its luck: with one model for each variant the intervals say how the
-    fine-tuning varies, not how the pre-training does; `parents` counts the models.
+    Trials that began from one model share its luck. With several models for each variant (`parents` counts them) each
+    is one value, the mean of its trials, and intervals and tests are over models; with one they are over its trials,
+    and say how the fine-tuning varies, not how the pre-training does.
     """
     later = table[(table["stage"] != first) & table["parent"].notna()]
     rows = [
@@ -66,8 +67,10 @@ def _cell_rows(later: pd.DataFrame, cell: tuple[str, ...], baseline: str) -> Ite
         score = "test_score" if part["test_score"].notna().any() else "score"
         effects = score_effects(part, baseline, PAIR, score).set_index("variant")
         for variant, trials in part.groupby("variant", sort=False, observed=True):
-            values = finished(trials)[score].dropna().to_numpy(float)
-            mean = paired_difference(values)
+            done = finished(trials).dropna(subset=[score])
+            values = done[score].to_numpy(float)
+            several = part["parent_seed"].nunique() > 1
+            mean = paired_difference(done.groupby("parent_seed")[score].mean().to_numpy(float) if several else values)
             effect = effects.loc[str(variant)] if str(variant) in effects.index else {}
             yield {
                 **dict(zip(FIRST, cell, strict=True)),

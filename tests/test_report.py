@@ -197,7 +197,7 @@ def test_verdicts(report: Report, labels: list[dict], kind: str) -> None:
         verdicts.setdefault(row["variant"], []).append(row["verdict"])
     assert verdicts["rope"] == ["better"] * 4 and verdicts["swiglu+rmsnorm"] == [EQUAL] * 4
     assert verdicts["mystery"] == [EQUAL, EQUAL, EQUAL, "worse"]  # two pairs: p is 0.015 to 0.03, before Holm
-    rows = tables["variant, verdict"]
+    rows = tables["variant, on test data"]
     pairs: dict[str, list[float]] = {}
     for variant in VARIANTS[1:]:
         for size in SIZES:
@@ -245,8 +245,12 @@ def test_the_summary_says_every_verdict_and_the_unigram_entropy(report: Report, 
     means = [statistics.mean(losses(labels, variant, size).values()) for variant in VARIANTS for size in SIZES]
     assert f"{min(means):.4f} to {max(means):.4f}" in lines[0] and f"{UNIGRAM:.4f}" in lines[0]
     assert min(final) < min(means)
-    for line, variant, verdict in zip(lines[2:], VARIANTS[1:], ("better", EQUAL, "worse"), strict=True):
+    verdicts = list(zip(VARIANTS[1:], ("better", EQUAL, "worse"), strict=True))
+    for line, (variant, verdict) in zip(lines[2:5], verdicts, strict=True):
         assert line.split()[0] == variant and line.endswith(verdict) and " n=" in line
+    assert lines[5] == f"on test data, {min(means) + 0.02:.4f} to {max(means) + 0.02:.4f}:"
+    for line, (variant, verdict) in zip(lines[6:], verdicts, strict=True):
+        assert line.split()[0] == variant and line.endswith(verdict)
 
 
 def test_all_trials_are_listed_and_linked(report: Report, labels: list[dict]) -> None:
@@ -335,6 +339,45 @@ def test_trials_that_were_not_run_alike_are_said(tmp_path: Path) -> None:
     for text in (Page(made.html.read_text()).text, made.markdown.read_text()):
         assert "not all run alike" in text
         assert "hardware (a card; a processor), torch (2.8; 2.9)." in text
+
+
+def test_tokenizers_are_compared_in_bits_per_byte(tmp_path: Path) -> None:
+    """Longer tokens have the larger loss per token and fewer bits per byte: better, if they give the text back."""
+    shift = {"base": 0.0, "pieces": 2.0, "words": 2.5}
+    labels = fabricate.study(
+        tmp_path, lambda t: 2.0 + shift[t["variant"]] + t["seed"] / 50, variants=tuple(shift), seeds=range(4)
+    )
+    before = write_report(tmp_path, "made")
+    assert read(before, "md")["variant, on test data"][0]["metric"] == "loss"
+    for label in labels:
+        file = tmp_path / "trials" / label["id"] / "record.json"
+        record, variant = json.loads(file.read_text()), label["variant"]
+        record["data"] = {"fingerprint": f"tokens of {variant}", "restores_text": variant != "words"}
+        record["metrics"]["bits_per_byte"] = 2.0 - shift[variant] / 10 + (label["seed"] % 2 + 0.1 * shift[variant]) / 90
+        file.write_text(json.dumps(record))
+    made = write_report(tmp_path, "made")
+    for kind in ("html", "md"):
+        rows = read(made, kind)["variant, on test data"]
+        assert [(row["metric"], row["verdict"]) for row in rows] == [("bits_per_byte", "better")] * 2
+        assert rows[0]["difference"].startswith("-0.19")
+    assert "bits_per_byte 1." in made.summary
+    for text in (Page(made.html.read_text()).text, made.markdown.read_text(), made.summary):
+        assert "a lower bound for words: " in text
+    assert "bits per byte" in (made.html.parent / "differences.svg").read_text()
+
+
+def test_a_figure_of_differences_says_which_side_is_better(tmp_path: Path) -> None:
+    labels = fabricate.study(tmp_path, lambda t: 2.0 + (t["variant"] == "rope") / 10 + t["seed"] / 50)
+    for label in labels:
+        file = tmp_path / "trials" / label["id"] / "record.json"
+        record = json.loads(file.read_text())
+        record["metric"] = {"name": "accuracy", "better": "higher"}
+        record["metrics"] |= {"accuracy": 0.5 + (label["variant"] == "rope") / 5 + label["seed"] ** 2 / 90}
+        file.write_text(json.dumps(record))
+    made = write_report(tmp_path, "made")
+    assert [row["verdict"] for row in read(made, "md")["variant, on test data"]] == ["better"]
+    caption = "Paired difference of accuracy from the baseline"
+    assert caption in made.markdown.read_text()
 
 
 def test_every_text_of_a_study_has_its_unigram_entropy(tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def test_what_cannot_be_read_names_the_file(tmp_path: Path, name: str, content: 
 
 def test_columns_are_defined_once_and_told() -> None:
     assert len(BY_NAME) == len(COLUMNS) and set(LABELS) <= set(BY_NAME)
-    assert all(column.meaning and column.dtype in ("string", "Int64", "float64") for column in COLUMNS)
+    assert all(column.meaning and column.dtype in ("string", "Int64", "float64", "boolean") for column in COLUMNS)
     assert set(ENDED) <= set(BY_NAME["status"].meaning.replace(";", " ").split())
 
 

@@ -17,6 +17,7 @@ from runs import spec, train
 
 from ablate import registry
 from ablate.data.corpora import resolve
+from ablate.data.spelling import Spelling
 from ablate.data.tokenizers import Tokenizer
 from ablate.data.unigram import best, train_unigram
 from ablate.differences import differences
@@ -152,7 +153,41 @@ def test_unknown_tokens_are_counted_in_every_split(ledger: Ledger, tmp_path: Pat
             assert facts["valid_unknown_frac"] == pytest.approx(valid)
         per_token = facts["bytes_per_token"]
         assert per_token * facts["valid_tokens"] == pytest.approx(len(texts["valid"]))  # bytes of the raw text
-        assert metrics["bits_per_byte"] == pytest.approx(metrics["loss"] / math.log(2) / per_token)
+        # 40 times zz, spelled as two bytes and an end; the training split has no unknown piece, so each is one of 257
+        spelling = 0 if name == "bytes" else 40 * 3 * math.log2(257) / facts["valid_tokens"]
+        assert metrics["bits_per_byte"] == pytest.approx((metrics["loss"] / math.log(2) + spelling) / per_token)
+        assert facts["restores_text"] == (name != "wordpiece")
+
+
+def test_unknown_words_are_spelled_with_the_bytes_of_those_in_training() -> None:
+    """Unknown in training: ab and b, so a once, b twice, two ends; to spell b and its end are two of six."""
+    spelling = Spelling(("train", "valid"))
+    spelling.add("train", ["ab"])
+    spelling.add("train", ["b"])
+    spelling.add("valid", ["b"])
+    assert spelling.bits("valid") == pytest.approx(-2 * math.log2(3 / (5 + 257)))
+    assert spelling.bits("train") == pytest.approx(-math.log2(2 / 262) - 4 * math.log2(3 / 262))
+
+
+@pytest.mark.parametrize("name", ["bytes", "characters", "words", "bpe", "wordpiece", "unigram", "symbols"])
+def test_unknown_pieces_are_what_encode_does_not_know(name: str) -> None:
+    size = () if name in ("bytes", "characters") else (("vocab", 300),)
+    tokenizer = registry.make("tokenizer", Component(name, size))
+    tokenizer.train(["the cat sat on the mat. "])
+    text = "the cat sat.  the zebra\u2603 ran\n"
+    found = tokenizer.unknown_pieces(text)
+    assert len(found) == int((tokenizer.encode(text) == tokenizer.unk).sum())
+    expected = {
+        "bytes": [],
+        "characters": ["z", "b", "r", "\u2603", "r", "\n"],
+        "words": ["zebra", "\u2603", "ran"],
+        "bpe": [],
+        "wordpiece": ["zebra\u2603", "ran"],
+        "symbols": ["sat.", "zebra\u2603", "ran"],
+    }
+    if name in expected:
+        assert found == expected[name]
+    assert all(piece in text for piece in found) and (name != "unigram" or "z" in "".join(found))
 
 
 def test_lengths_in_tokens_follow_the_tokenizer() -> None:

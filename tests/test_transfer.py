@@ -55,17 +55,36 @@ def test_downstream_by_hand() -> None:
             values = np.array(scores) if sign == 1 else 10 - 10 * np.array(scores)
             (row,) = table[(table["column"] == column) & (table["variant"] == variant)].to_dict("records")
             assert row["mean"] == pytest.approx(values.mean()) and row["sd"] == pytest.approx(values.std(ddof=1))
-            half = stats.t.ppf(0.975, 3) * values.std(ddof=1) / 2
+            models = values.reshape(2, 2).mean(axis=1)  # two trials began from each
+            half = stats.t.ppf(0.975, 1) * models.std(ddof=1) / np.sqrt(2)
             assert (row["lo"], row["hi"]) == pytest.approx((values.mean() - half, values.mean() + half))
             assert (row["n"], row["trials"], row["parents"]) == (4, 4, 2)
             if variant != "base":
                 d = sign * (np.array(scores) - np.array(ACCURACY["base"]))
                 assert row["diff"] == pytest.approx(d.mean())
-                assert row["p"] == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
+                assert row["p"] == pytest.approx(stats.ttest_1samp(d.reshape(2, 2).mean(axis=1), 0).pvalue)
     verdicts = table.set_index(["column", "variant"])["verdict"].to_dict()
-    assert {verdicts[column, "rope"] for column in ("polarity", "edits")} == {"better"}  # whichever way is better
+    assert {verdicts[column, "rope"] for column in ("polarity", "edits")} == {"indistinguishable"}  # two models say little
     assert {verdicts[column, "same"] for column in ("polarity", "edits")} == {"indistinguishable"}
     assert {verdicts[column, "base"] for column in ("polarity", "edits")} == {"baseline"}
+
+
+def test_of_one_model_intervals_are_over_its_trials() -> None:
+    made = trials()
+    table = downstream(made[(made["stage"] == "pretrain") | (made["parent_seed"] == 0)], "base", "pretrain")
+    for variant, scores in ACCURACY.items():
+        (row,) = table[(table["column"] == "polarity") & (table["variant"] == variant)].to_dict("records")
+        half = stats.t.ppf(0.975, 1) * np.std(scores[:2], ddof=1) / np.sqrt(2)
+        assert (row["mean"] - row["lo"], row["parents"]) == pytest.approx((half, 1))
+
+
+def test_a_difference_that_all_models_show_is_better_whichever_way_is() -> None:
+    """Four models of each variant, one trial each."""
+    made = trials()
+    made.loc[made["parent"].notna(), "parent_seed"] = 2 * made["parent_seed"] + made["seed"]
+    table = downstream(made, "base", "pretrain")
+    verdicts = table.set_index(["column", "variant"])["verdict"].to_dict()
+    assert {verdicts[column, "rope"] for column in ("polarity", "edits")} == {"better"}
 
 
 def test_pretraining_by_hand() -> None:
@@ -105,7 +124,7 @@ def test_a_stage_with_axes_has_a_column_for_each_setting() -> None:
 
 
 def test_stages_are_compared_each_in_its_own_metric() -> None:
-    """Paired on the seed and on the seed of the model that they began from; losses and accuracies never mix."""
+    """Paired on the seed of the model that they began from, which is one value; losses and accuracies never mix."""
     table = trials()
     cells = comparison_table(table, "base").set_index(["stage", "variant"])
     assert cells.loc[("polarity", "rope"), "metric"] == "accuracy"
@@ -114,4 +133,7 @@ def test_stages_are_compared_each_in_its_own_metric() -> None:
     assert set(zip(overall["stage"], overall["metric"], strict=True)) == {
         ("pretrain", "loss"), ("polarity", "accuracy"), ("edits", "error_rate"),
     }  # fmt: skip
-    assert (overall["n"] == [2, 2, 4, 4, 4, 4]).all()
+    assert (overall["n"] == [2, 2, 2, 2, 2, 2]).all()
+    later = overall.set_index(["stage", "variant"])
+    assert later.loc[("polarity", "rope"), "test_diff"] == pytest.approx(0.0525)
+    assert later.loc[("edits", "rope"), "test_diff"] == pytest.approx(-0.525)

@@ -37,6 +37,9 @@ class SymbolTokenizer(Tokenizer):
     def encode(self, text: str) -> np.ndarray:
         return np.array([self._ids.get(symbol, self.unk) for symbol in text.split()], dtype=np.int64)
 
+    def unknown_pieces(self, text: str) -> list[str]:
+        return [symbol for symbol in text.split() if symbol not in self._ids]
+
     def decode(self, ids: Iterable[int]) -> str:
         return " ".join(self._symbols[each - 2] if each >= 2 else UNK for each in ids if each != self.eos)
 

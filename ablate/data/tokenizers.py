@@ -48,6 +48,12 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         raise NotImplementedError
 
+    def unknown_pieces(self, text: str) -> list[str]:
+        """The parts of a text that `encode` makes `unk` of, a piece for each."""
+        if self.unk is None:
+            return []
+        raise NotImplementedError
+
     def state(self) -> Any:
         """What `restore` needs, as plain JSON."""
         return None
@@ -92,6 +98,9 @@ class CharacterTokenizer(Tokenizer):
         place = np.searchsorted(self._points, points).clip(max=len(self._points) - 1)
         return np.where(self._points[place] == points, place + 2, self.unk)
 
+    def unknown_pieces(self, text: str) -> list[str]:
+        return [text[place] for place in np.flatnonzero(self.encode(text) == self.unk)]
+
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self._characters[each - 2] if each >= 2 else "�" * (each == self.unk) for each in ids)
 
@@ -115,6 +124,14 @@ class LibraryTokenizer(Tokenizer):
         except Exception as error:  # the library raises bare Exception: a word level without an unknown token
             raise SpecError([], f"the tokenizer does not fit the text: {error}") from None
         return np.concatenate([np.asarray(ids, dtype=np.int64) for ids in parts])
+
+    def unknown_pieces(self, text: str) -> list[str]:
+        found: list[str] = []
+        for part in _pieces(text) if self.unk is not None else ():
+            encoded = self._inner.encode(part, add_special_tokens=False)
+            places = zip(encoded.ids, encoded.offsets, strict=True)
+            found += [part[start:end] for each, (start, end) in places if each == self.unk]
+        return found
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._inner.decode(list(ids), skip_special_tokens=True)

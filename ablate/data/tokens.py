@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -15,12 +16,15 @@ import numpy as np
 
 from ablate import registry
 from ablate.data.corpora import SPLITS, Corpus, corpus_of
+from ablate.data.spelling import Spelling
 from ablate.data.tokenizers import Tokenizer
 from ablate.errors import SpecError, UserError
 from ablate.run.files import locked
 from ablate.spec import Component, DataSpec, canonical_component, digest
 
 CACHE_FORMAT = 1
+ENTRIES = {"vocab", "eos", "bytes", "documents", "unigram_entropy", "unknown_frac", "spelling_bits", "restores_text"}
+LOOKED_AT = 100_000  # characters of validation text, to see whether a tokenizer gives them back
 MOST_UNKNOWN = 0.2  # above this share of unknown tokens, the tokenizer does not fit the text
 
 
@@ -37,6 +41,15 @@ class Tokens:
     unigram_entropy: float  # nats per token, of the training split's token frequencies
     unknown_frac: float
     tokenizer: Tokenizer
+    spelling: dict[str, float]  # bits per token of each split, to spell what the tokenizer does not know
+    restores_text: bool  # whether decoding gives back what was encoded, spaces and all, but for unknown pieces
+
+    def bits_per_byte(self, loss: float, split: str) -> float:
+        """Of the split's raw text, from the loss in nats per token: (loss / ln 2 + spelling) / bytes per token.
+
+        A lower bound where the tokenizer does not restore the text: what it drops is not paid for.
+        """
+        return (loss / math.log(2) + self.spelling[split]) / self.bytes_per_token[split]
 
     def unknown_in(self, split: str) -> float:
         """The share of a split's tokens that are the unknown token: its out-of-vocabulary rate."""
@@ -102,9 +115,8 @@ def _is_whole(folder: Path) -> bool:
         meta = json.loads((folder / "meta.json").read_text())
         size = np.dtype(meta["dtype"]).itemsize
         full = {f"{split}.bin": size * meta["tokens"][split] for split in SPLITS}
-        return all((folder / name).stat().st_size == each for name, each in full.items()) and bool(
-            (folder / "tokenizer.json").stat().st_size
-        )
+        whole = all((folder / name).stat().st_size == each for name, each in full.items())
+        return whole and meta.keys() >= ENTRIES and bool((folder / "tokenizer.json").stat().st_size)
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
@@ -130,13 +142,17 @@ def _write_splits(corpus: Corpus, tokenizer: Tokenizer, part: Path) -> dict[str,
     dtype = np.dtype(np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32)
     tokens, sizes, documents = (dict.fromkeys(SPLITS, 0) for _ in range(3))
     counts = np.zeros(tokenizer.vocab, dtype=np.int64)
+    spelling, restores = Spelling(SPLITS), True
     unknown = 0
     streams = {split: open(part / f"{split}.bin", "wb") for split in SPLITS}
     try:
         for split, text in corpus.documents():
             ids = tokenizer.encode(text)
-            if tokenizer.unk is not None:
-                unknown += int((ids == tokenizer.unk).sum())
+            pieces = tokenizer.unknown_pieces(text) if (ids == tokenizer.unk).any() else []
+            spelling.add(split, pieces)
+            unknown += len(pieces)
+            if split == "valid" and restores and sizes[split] < LOOKED_AT:
+                restores = _restores(tokenizer, text[:LOOKED_AT])
             if tokenizer.eos is not None:
                 ids = np.append(ids, tokenizer.eos)
             if split == "train":
@@ -158,7 +174,19 @@ def _write_splits(corpus: Corpus, tokenizer: Tokenizer, part: Path) -> dict[str,
         "documents": documents,
         "unigram_entropy": float(-(share * np.log(share)).sum()),
         "unknown_frac": unknown / max(1, sum(tokens.values())),
+        "spelling_bits": {split: spelling.bits(split) for split in SPLITS},
+        "restores_text": restores,
     }
+
+
+def _restores(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether decoding gives back a text, but for its unknown pieces."""
+    ids, kept, at = tokenizer.encode(text), [], 0
+    for piece in tokenizer.unknown_pieces(text):
+        found = text.index(piece, at)
+        kept.append(text[at:found])
+        at = found + len(piece)
+    return tokenizer.decode(ids[ids != tokenizer.unk].tolist()) == "".join([*kept, text[at:]])
 
 
 def _check(meta: dict[str, Any], data: DataSpec) -> None:
@@ -192,4 +220,6 @@ def _open(component: Component, folder: Path, fingerprint: str) -> Tokens:
         meta["unigram_entropy"],
         meta["unknown_frac"],
         tokenizer,
+        {split: meta["spelling_bits"][split] / meta["tokens"][split] for split in SPLITS},
+        meta["restores_text"],
     )

@@ -55,6 +55,7 @@ class TextStream(Task):
             "bytes_per_token": tokens.bytes_per_token["valid"],
             "unigram_entropy": tokens.unigram_entropy,
             "unknown_frac": tokens.unknown_frac,
+            "restores_text": tokens.restores_text,
             **{f"{split}_unknown_frac": tokens.unknown_in(split) for split in self.splits if split != "train"},
             "baselines": [{"name": "unigram entropy", "metric": "loss", "value": tokens.unigram_entropy}],
         }
@@ -81,8 +82,8 @@ class TextStream(Task):
 class LanguageModelling(TextStream):
     """Predict every token from those before it: loss = -log p(w_t | w_<t) in nats per token.
 
-    A window of seq_len + 1 tokens gives seq_len predictions. Bits per byte are
-    loss / ln 2 / (bytes per token of the split), perplexity is e^loss.
+    A window of seq_len + 1 tokens gives seq_len predictions. Perplexity is e^loss; for bits per byte see
+    `Tokens.bits_per_byte`.
 
     `rows: packed` reads windows of the documents one after the other, wherever they begin; `documents` reads each
     document from the beginning of a row, alone, with padding behind it that is not scored: see `DocumentRows`.
@@ -141,7 +142,7 @@ class LanguageModelling(TextStream):
             yield padded_rows([found[row] for row in chosen[at : at + rows]])
 
     def meter(self, split: str, final: bool) -> Meter:
-        return TextMeter(self.tokens.bytes_per_token[split])
+        return TextMeter(self.tokens, split)
 
     def generate(self, model: nn.Module, request: SampleRequest) -> list[str]:
         """The prompt's text, or the beginning of a document, and what follows: up to the document's end, or
@@ -162,15 +163,15 @@ class LanguageModelling(TextStream):
 class TextMeter(Meter):
     """Loss, and what follows from it: bits per byte of the split's raw text, perplexity."""
 
-    def __init__(self, bytes_per_token: float):
+    def __init__(self, tokens: Tokens, split: str):
         super().__init__()
-        self.bytes_per_token = bytes_per_token
+        self.tokens, self.split = tokens, split
 
     def result(self) -> dict[str, float]:
         loss = super().result()["loss"]
         return {
             "loss": loss,
-            "bits_per_byte": loss / math.log(2) / self.bytes_per_token,
+            "bits_per_byte": self.tokens.bits_per_byte(loss, self.split),
             "perplexity": math.exp(min(loss, 700.0)),
         }
 

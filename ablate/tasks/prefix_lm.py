@@ -67,7 +67,7 @@ class PrefixLanguageModelling(TextStream):
         return self.divided(windows, f"{self.tokens.fingerprint}/{split}").split(rows)
 
     def meter(self, split: str, final: bool) -> Meter:
-        return TextMeter(self.tokens.bytes_per_token[split])
+        return TextMeter(self.tokens, split)
 
     def generate(self, model: nn.Module, request: SampleRequest) -> list[str]:
         """The prompt, seen from both sides, and what follows: up to the document's end, or to where the model is

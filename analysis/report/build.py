@@ -21,13 +21,14 @@ from analysis.report.words import (
     cell_rows,
     data_words,
     fit_rows,
+    lower_bounds,
     summary_lines,
     transfer_lines,
     transfer_rows,
     verdict_rows,
 )
 from analysis.table import finished, read_study, study_curves, study_table
-from analysis.tables import comparison_table, mixed_environments, overall_table
+from analysis.tables import comparison_table, metric_of, mixed_environments, overall_table
 from analysis.transfer import downstream, pretrained, wide
 
 WIDTH_IN = 7.2
@@ -53,9 +54,10 @@ def write_report(results: Path, study: str) -> Report:
     table = study_table(results, study)
     cells = comparison_table(table, facts["baseline"])
     overall = overall_table(table, facts["baseline"])
-    fits = fit_variants(finished(table)) if len(finished(table)) else pd.DataFrame(columns=["variant"])
+    first = finished(table[table["stage"] == table["stage"].iloc[0]])
+    fits = fit_variants(first, y=loss_of(first)) if len(first) else pd.DataFrame(columns=["variant"])
     curves = study_curves(results, study)
-    figures = _figures(table, cells, fits, curves, facts)
+    figures = _figures(table, first, cells, fits, curves, facts)
     capacity = capacity_section(table, curves, study_diagnostics(results, study), _largest_cell(finished(table)))
     figures |= {name: _figure(*drawn) for name, drawn in capacity.figures.items()}
     for name, figure in figures.items():
@@ -82,7 +84,7 @@ def write_report(results: Path, study: str) -> Report:
     for name in ("report.html", "report.md"):
         text = environment.get_template(f"{name}.j2").render(content)
         (folder / name).write_text(text, encoding="utf-8")
-    lines = summary_lines(facts, cells, overall) + transfer_lines(*transfer)
+    lines = summary_lines(facts, cells, overall) + lower_bounds(table) + transfer_lines(*transfer)
     return Report(folder / "report.html", folder / "report.md", "\n".join(lines))
 
 
@@ -124,6 +126,7 @@ def _content(
         "seeds": sorted(table["seed"].unique().tolist()),
         "cells": cell_rows(cells, rows),
         "verdicts": verdict_rows(overall),
+        "lower_bounds": lower_bounds(table),
         "transfer": transfer_rows(*transfer),
         "fits": fit_rows(fits),
         "capacity": capacity,
@@ -150,37 +153,52 @@ def _content(
 
 
 def _figures(
-    table: pd.DataFrame, cells: pd.DataFrame, fits: pd.DataFrame, curves: pd.DataFrame, facts: dict[str, Any]
+    table: pd.DataFrame,
+    first: pd.DataFrame,
+    cells: pd.DataFrame,
+    fits: pd.DataFrame,
+    curves: pd.DataFrame,
+    facts: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """The figures that the data allow: name -> caption, SVG bytes, and those as a data URI."""
     done = finished(table)
     order = list(dict.fromkeys(table["variant"]))
     found: dict[str, dict[str, Any]] = {}
-    if len(done):
+    if len(first):
         unigrams = [each["value"] for each in facts["data"]["baselines"] if each["name"] == "unigram entropy"]
-        unigram = unigrams[0] if len(unigrams) == 1 else None
+        measure = loss_of(first)
+        unigram = unigrams[0] if len(unigrams) == 1 and measure == "loss" else None
+        stage = first["stage"].iloc[0]
         found["loss_against_compute"] = _figure(
-            "Final validation loss against training compute, a point a trial; lines are fitted laws.",
-            lambda ax: plots.loss_against_compute(done, fits, ax, unigram),
+            f"Final validation loss{f' of {stage}' if stage else ''} against training compute, a point a trial; lines "
+            "are fitted laws.",
+            lambda ax: plots.loss_against_compute(first, fits, ax, measure, unigram),
             4.2,
         )
-    if cells["diff"].notna().any():
-        height = 1.0 + 0.24 * int(cells["diff"].notna().sum())
-        found["differences"] = _figure(
-            "Paired difference from the baseline. Filled: significant after Holm's correction; grey and hollow: not.",
-            lambda ax: plots.differences(cells, ax),
-            height,
+    compared = cells[cells["diff"].notna()]
+    for metric, part in compared.groupby("metric", sort=False):
+        found["differences" if compared["metric"].nunique() == 1 else f"differences_{metric}"] = _figure(
+            f"Paired difference of {plots.NAMES.get(metric, metric)} from the baseline. Filled: significant after Holm's "
+            "correction; grey and hollow: not.",
+            lambda ax, part=part: plots.differences(part, ax),
+            1.0 + 0.24 * len(part),
         )
     cell = _largest_cell(done)
     mine = curves[(curves[list(CELL)] == pd.Series(cell)).all(axis=1)] if cell else curves.iloc[:0]
     if cell and len(mine):
         label = ", ".join(value for value in cell.values() if value)
+        own = "" if loss_of(done) == "loss" else ", each in nats per token of its own tokenizer"
         found["learning_curves"] = _figure(
-            f"Validation loss during training at {label}: mean over seeds, band from lowest to highest.",
+            f"Validation loss during training at {label}{own}: mean over seeds, band from lowest to highest.",
             lambda ax: plots.learning_curves(mine, order, ax),
             4.2,
         )
     return found
+
+
+def loss_of(trials: pd.DataFrame) -> str:
+    """The column that a law is fitted to: the loss, in bits per byte where only they compare."""
+    return "bits_per_byte" if metric_of(trials)["metric"] == "bits_per_byte" else "loss"
 
 
 def _largest_cell(done: pd.DataFrame) -> dict[str, str] | None:

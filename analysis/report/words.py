@@ -54,6 +54,7 @@ def verdict_rows(overall: pd.DataFrame) -> list[dict[str, str]]:
             "p": "" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.2g}",
             "verdict": SIGNS[row["verdict"]],
             "kind": row["verdict"],
+            "test": _on_test(row),
         }
         for row in overall.to_dict("records")
     ]
@@ -103,7 +104,19 @@ def summary_lines(facts: dict[str, Any], cells: pd.DataFrame, overall: pd.DataFr
         for row in mine.to_dict("records"):
             text = interval(row["diff"], row["lo"], row["hi"])
             lines.append(f"  {row['variant']:<{width}}  {text:<32} n={row['n']:<3} {SIGNS[row['verdict']]}")
+        tested = [(row["variant"], _on_test(row)) for row in mine.to_dict("records") if _on_test(row)]
+        if tested:
+            scores = done["test_score"].dropna()
+            lines.append(f"on test data, {scores.min():.4f} to {scores.max():.4f}:")
+            lines += [f"  {variant:<{width}}  {text}" for variant, text in tested]
     return lines
+
+
+def _on_test(row: dict[str, Any]) -> str:
+    """`+0.0123 [+0.0046, +0.0200] worse`; empty where nothing was tested."""
+    if pd.isna(row["test_diff"]):
+        return ""
+    return f"{interval(row['test_diff'], row['test_lo'], row['test_hi'])}  {SIGNS[row['test_verdict']]}"
 
 
 def baselines_of(facts: dict[str, Any], stage: str, metric: str, split: str = "valid") -> list[str]:
@@ -113,6 +126,13 @@ def baselines_of(facts: dict[str, Any], stage: str, metric: str, split: str = "v
         if (each["metric"], each.get("stage", ""), each.get("split", "valid")) == (metric, stage, split):
             known.setdefault(each["name"], []).append(f"{each['value']:.4f}")
     return [f"{name} {' | '.join(values)}" for name, values in known.items()]
+
+
+def lower_bounds(table: pd.DataFrame) -> list[str]:
+    """Whose bits per byte are compared with others' and do not pay for the whole text."""
+    lossy = table[(table["metric"] == "bits_per_byte") & (table["restores_text"] == False)]  # noqa: E712
+    names = ", ".join(dict.fromkeys(map(str, lossy["variant"] + lossy["axes"].map(lambda axes: axes and f" ({axes})"))))
+    return [f"bits per byte are a lower bound for {names}: spaces or capitals are not in the tokens"] if names else []
 
 
 def data_words(data: dict[str, Any]) -> str:
