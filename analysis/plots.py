@@ -27,8 +27,7 @@ def style(index: int) -> dict[str, Any]:
 def loss_against_compute(
     table: pd.DataFrame, fits: pd.DataFrame, ax: Axes, measure: str = "loss", unigram: float | None = None
 ) -> Axes:
-    """Final loss of every trial, the column `measure`, against its training FLOPs, and each variant's fitted law where
-    there is one."""
+    """Final loss of every trial, the column `measure`, against its training FLOPs, and each variant's fitted law."""
     variants = list(dict.fromkeys(table["variant"]))
     for index, variant in enumerate(variants):
         part = table[table["variant"] == variant]

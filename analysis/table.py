@@ -48,7 +48,8 @@ def on_one_scale(table: pd.DataFrame) -> pd.DataFrame:
     """Bits per byte as the headline metric of every stage whose trials read their text through different tokenizers:
     a loss per token says nothing where the tokens differ."""
     for _, part in finished(table).groupby("stage", observed=True):
-        if set(part["metric"]) == {"loss"} and part["tokens_of"].nunique() > 1 and part["bits_per_byte"].notna().all():
+        told = set(part["metric"]) == {"loss"} and part["bits_per_byte"].notna().all()
+        if told and part["tokens_of"].nunique() > 1:
             mine = table["stage"] == part["stage"].iloc[0]
             table.loc[mine, "metric"] = "bits_per_byte"
             table.loc[mine, "score"] = table.loc[mine, "bits_per_byte"]

@@ -64,7 +64,9 @@ def test_downstream_by_hand() -> None:
                 assert row["diff"] == pytest.approx(d.mean())
                 assert row["p"] == pytest.approx(stats.ttest_1samp(d.reshape(2, 2).mean(axis=1), 0).pvalue)
     verdicts = table.set_index(["column", "variant"])["verdict"].to_dict()
-    assert {verdicts[column, "rope"] for column in ("polarity", "edits")} == {"indistinguishable"}  # two models say little
+    assert {verdicts[column, "rope"] for column in ("polarity", "edits")} == {
+        "indistinguishable"
+    }  # two models say little
     assert {verdicts[column, "same"] for column in ("polarity", "edits")} == {"indistinguishable"}
     assert {verdicts[column, "base"] for column in ("polarity", "edits")} == {"baseline"}
 

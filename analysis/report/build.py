@@ -168,18 +168,18 @@ def _figures(
         unigrams = [each["value"] for each in facts["data"]["baselines"] if each["name"] == "unigram entropy"]
         measure = loss_of(first)
         unigram = unigrams[0] if len(unigrams) == 1 and measure == "loss" else None
-        stage = first["stage"].iloc[0]
+        whose = f" of {stage}" if (stage := first["stage"].iloc[0]) else ""
         found["loss_against_compute"] = _figure(
-            f"Final validation loss{f' of {stage}' if stage else ''} against training compute, a point a trial; lines "
-            "are fitted laws.",
+            f"Final validation loss{whose} against training compute, a point a trial; lines are fitted laws.",
             lambda ax: plots.loss_against_compute(first, fits, ax, measure, unigram),
             4.2,
         )
     compared = cells[cells["diff"].notna()]
     for metric, part in compared.groupby("metric", sort=False):
+        what = plots.NAMES.get(metric, metric)
         found["differences" if compared["metric"].nunique() == 1 else f"differences_{metric}"] = _figure(
-            f"Paired difference of {plots.NAMES.get(metric, metric)} from the baseline. Filled: significant after Holm's "
-            "correction; grey and hollow: not.",
+            f"Paired difference of {what} from the baseline. Filled: significant after Holm's correction; grey and "
+            "hollow: not.",
             lambda ax, part=part: plots.differences(part, ax),
             1.0 + 0.24 * len(part),
         )

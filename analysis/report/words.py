@@ -130,8 +130,9 @@ def baselines_of(facts: dict[str, Any], stage: str, metric: str, split: str = "v
 
 def lower_bounds(table: pd.DataFrame) -> list[str]:
     """Whose bits per byte are compared with others' and do not pay for the whole text."""
-    lossy = table[(table["metric"] == "bits_per_byte") & (table["restores_text"] == False)]  # noqa: E712
-    names = ", ".join(dict.fromkeys(map(str, lossy["variant"] + lossy["axes"].map(lambda axes: axes and f" ({axes})"))))
+    lossy = table[(table["metric"] == "bits_per_byte") & ~table["restores_text"].fillna(True)]
+    labels = zip(lossy["variant"], lossy["axes"], strict=True)
+    names = ", ".join(dict.fromkeys(f"{variant} ({axes})" if axes else str(variant) for variant, axes in labels))
     return [f"bits per byte are a lower bound for {names}: spaces or capitals are not in the tokens"] if names else []
 
 
