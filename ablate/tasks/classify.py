@@ -286,8 +286,25 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
+class LabelledFiles(LabelledTexts):
+    """Rows of the user's data: see `data/labelled.py` for the layouts."""
+
+    layout: Layout
+
+    def resolved(self, data: DataSpec, folder: Path) -> DataSpec:
+        if data.column != DataSpec.column:
+            raise SpecError(["column"], f"has no effect: set the option `text` of task {data.task.name!r}")
+        return resolve(data, folder, (), self.layout.columns, lambda placed: files_of(placed, self.layout))
+
+    def reading(self) -> list[Any]:
+        return [self.layout.encoding, self.layout.out_of_scope]
+
+    def examples(self, data: DataSpec) -> list[Example]:
+        return labelled(data, self.layout)
+
+
 @register("task", "classify", paper="Kim 2014, arXiv:1408.5882; Devlin et al. 2019, section 4.1", form="classify")
-class Classify(ClassifiedTexts):
+class Classify(LabelledFiles, ClassifiedTexts):
     """The class of a text, or of a pair of texts: loss = -log p(class | row) in nats a row.
 
     The data are the user's: see `data/labelled.py` for the layouts. `text`, `pair` (a second text) and `label` are
@@ -320,19 +337,3 @@ class Classify(ClassifiedTexts):
         rows = [f"{n} is {'even' if n % 2 else 'odd'} not {n + 1},{n % 2}" for n in range(120)]
         (folder / "examples.csv").write_text("\n".join(["text,label", *rows]))
         return {"seq_len": 24, "path": "examples.csv", "valid": 0.2, "test": 0.2}
-
-    def resolved(self, data: DataSpec, folder: Path) -> DataSpec:
-        return resolve_labelled(data, folder, self.layout)
-
-    def reading(self) -> list[Any]:
-        return [self.layout.encoding, self.layout.out_of_scope]
-
-    def examples(self, data: DataSpec) -> list[Example]:
-        return labelled(data, self.layout)
-
-
-def resolve_labelled(data: DataSpec, folder: Path, layout: Layout) -> DataSpec:
-    """As `Task.resolve`, of a task on data of this layout."""
-    if data.column != DataSpec.column:
-        raise SpecError(["column"], f"has no effect: set the option `text` of task {data.task.name!r}")
-    return resolve(data, folder, (), layout.columns, lambda placed: files_of(placed, layout))

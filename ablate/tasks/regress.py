@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ablate.data.labelled import Example, Layout, labelled
+from ablate.data.labelled import Example, Layout
 from ablate.errors import SpecError, UserError
 from ablate.models import Classifier
 from ablate.registry import register
-from ablate.spec import DataSpec, TrainSpec
+from ablate.spec import TrainSpec
 from ablate.tasks.base import Batch, Meter
-from ablate.tasks.classify import LabelledTexts, resolve_labelled
+from ablate.tasks.classify import LabelledFiles
 
 
 @register("task", "regress", paper="Devlin et al. 2019, section 4.1 (STS-B)", form="classify")
-class Regress(LabelledTexts):
+class Regress(LabelledFiles):
     """The number that a text or a pair of texts has: loss = (y - f(row))^2, f the one logit of a classifier.
 
     Numbers are standardised by the training split's mean and deviation, so that a model which says the mean always
@@ -41,22 +41,17 @@ class Regress(LabelledTexts):
         causal: bool = False,
         begin_first: bool = True,
         end_last: bool = False,
+        encoding: str = "utf-8",
     ):
         self.causal, self.begin_first, self.end_last = causal, begin_first, end_last
         self.pairs = pair is not None
-        self.layout = Layout((text, label) if pair is None else (text, pair, label))
+        self.layout = Layout((text, label) if pair is None else (text, pair, label), encoding)
 
     @classmethod
     def specimen(cls, folder: Path) -> dict[str, Any]:
         rows = [f"{'many ' * (n % 3)}things number {n},{n % 3 + n / 1000}" for n in range(120)]
         (folder / "examples.csv").write_text("\n".join(["text,label", *rows]))
         return {"seq_len": 32, "path": "examples.csv", "valid": 0.2, "test": 0.2}
-
-    def resolved(self, data: DataSpec, folder: Path) -> DataSpec:
-        return resolve_labelled(data, folder, self.layout)
-
-    def examples(self, data: DataSpec) -> list[Example]:
-        return labelled(data, self.layout)
 
     def targets(self, examples: Sequence[Example]) -> tuple[np.ndarray, dict[str, Any]]:
         values = np.array([number_of(each) for each in examples])
