@@ -157,14 +157,20 @@ def _record_values(folder: Path) -> dict[str, Any]:
 
 
 def _scores(metrics: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The headline metric on validation and test data, and every other metric under its own name."""
+    """The headline metric on validation and test data, and every other metric under its own name, as `metrics.NAME`
+    where a column has that name."""
     name = values["metric"] or "loss"
     found: dict[str, Any] = {"metric": name, "better": values["better"] or "lower"}
     found |= {"score": metrics.get(name), "test_score": metrics.get(f"test_{name}")}
     if values["tokens_per_s"] and values["tokens"]:
         found["steps_per_s"] = values["tokens_per_s"] * values["steps"] / values["tokens"]
-    others = {key: each for key, each in metrics.items() if key not in BY_NAME and isinstance(each, int | float)}
+    numbers = {key: each for key, each in metrics.items() if isinstance(each, int | float)}
+    others = {f"metrics.{key}" if key in BY_NAME else key: each for key, each in numbers.items() if not _known(key)}
     return {**others, **found}
+
+
+def _known(metric: str) -> bool:
+    return metric in BY_NAME and BY_NAME[metric].where == f"metrics.{metric}"
 
 
 def _dig(tree: Any, path: str) -> Any:

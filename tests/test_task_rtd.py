@@ -200,7 +200,10 @@ def test_it_trains_the_same_whenever_it_is_stopped(ledger: Ledger, other_ledger:
     record = folder.record()
     assert record is not None and record["status"] == "finished", record
     assert {"f1", "accuracy", "mlm_loss", "test_f1"} <= set(record["metrics"])
-    assert record["metric"]["name"] == "f1"
+    assert record["metric"] == {"name": "detection_loss", "better": "lower"}
+    p = 2 / 16
+    (share,) = [row for row in record["data"]["baselines"] if row["metric"] == "detection_loss"]
+    assert share["value"] == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p))
     stopped = run_trial(job(other_ledger, trial, progress_every_s=0))
     for _ in range(3):
         next(stopped)
