@@ -32,7 +32,7 @@ from ablate import (
 from ablate.components.embeddings import Table
 from ablate.components.heads import SoftmaxHead
 from ablate.contracts import Layer
-from ablate.data.tokenizers import ByteTokenizer
+from ablate.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from ablate.train.optim import OptimizerChoice
 from ablate.train.schedules import Schedule
 
@@ -601,3 +601,19 @@ class ForgetsTraining(ByteTokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         return super().decode((each - self.shift) % self.vocab for each in ids)
+
+
+@register("tokenizer", "knows_all", paper="none")
+class KnowsAll(CharacterTokenizer):
+    """Never says what its unknown token stands for."""
+
+    def unknown_pieces(self, text: str) -> list[str]:
+        return []
+
+
+@register("tokenizer", "writes_anew", paper="none")
+class WritesAnew(CharacterTokenizer):
+    """Gives the token for the text."""
+
+    def unknown_pieces(self, text: str) -> list[str]:
+        return ["<unk>"] * len(super().unknown_pieces(text))

@@ -120,6 +120,14 @@ class VagueFacts(LanguageModelling):
         return {**super().facts(), "baselines": [{"name": "chance", "metric": "loss"}]}
 
 
+@register("task", "other_measure", paper="none")
+class OtherMeasure(LanguageModelling):
+    """A baseline in a metric that results are not given in."""
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "baselines": [{"name": "chance", "metric": "accuracy", "value": 0.5}]}
+
+
 @register("task", "wrong_form", paper="none")
 class WrongForm(LanguageModelling):
     """Says that it trains models of images, and has none."""

@@ -66,6 +66,8 @@ FAULTS = {
     ("seven_bits", "round_trip"): "leave the vocabulary of 128",
     ("below_nothing", "round_trip"): "leave the vocabulary of 256",
     ("forgets_training", "round_trip"): "restored from its state, it encodes to other ids",
+    ("knows_all", "unknown"): "6 tokens are unknown, and 0 pieces of the text are said to be",
+    ("writes_anew", "unknown"): "the unknown piece '<unk>' is not in the text",
     ("draws_anew", "batches"): "two openings give other batches at step 3",
     ("one_batch", "batches"): "another step or another seed gives the same batch",
     ("too_many_rows", "held_out"): "a held-out batch of at most 1 rows has 5",
@@ -75,6 +77,7 @@ FAULTS = {
     ("sums", "parts"): "the gradient of micro-batches differs from that of their batch by",
     ("learns_nothing", "trains"): "60 steps take the loss from",
     ("vague_facts", "facts"): "a baseline must have a name, a metric and a value",
+    ("other_measure", "facts"): "baseline 'chance': 'accuracy' is not measured; loss, bits_per_byte, perplexity are",
     ("wrong_form", "form"): "embedding 'patch' sees the future and cannot be used in a causal model",
 }
 CRASHES = {

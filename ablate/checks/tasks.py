@@ -44,6 +44,16 @@ class Opened:
     def batch(self, step: int = 0, seed: int = 0) -> Batch:
         return self.task.batches(self.train, seed)[step]
 
+    def measured(self, split: str, rows: int) -> dict[str, float]:
+        """What an untrained model reaches on a split's first rows, so many read at once."""
+        model, meter = self.model(), self.task.meter(split, final=True)
+        with torch.no_grad():
+            for batch in self.task.held_out(split, 12 * self.task.data.row_tokens, rows):
+                if len(batch) > max(rows, self.task.rows_together):
+                    raise CheckFailed(f"a held-out batch of at most {rows} rows has {len(batch)}")
+                meter.add(model, _double(batch))
+        return meter.result()
+
 
 @contextmanager
 def opened(subject: Subject) -> Iterator[Opened]:
@@ -87,18 +97,8 @@ def check_batches(subject: Subject) -> None:
 def check_held_out(subject: Subject) -> None:
     """Held-out rows are the same each time, and however many are read at once; and so is what is measured."""
     with opened(subject) as one:
-        model = one.model()
         for split in one.task.splits:
-            results = []
-            for rows in (ROWS, 1):
-                meter = one.task.meter(split, final=True)
-                with torch.no_grad():
-                    for batch in one.task.held_out(split, 12 * one.task.data.row_tokens, rows):
-                        if len(batch) > max(rows, one.task.rows_together):
-                            raise CheckFailed(f"a held-out batch of at most {rows} rows has {len(batch)}")
-                        meter.add(model, _double(batch))
-                results.append(meter.result())
-            _check_results(one.task, split, *results)
+            _check_results(one.task, split, one.measured(split, ROWS), one.measured(split, 1))
 
 
 def _check_results(task: Task, split: str, together: dict[str, float], alone: dict[str, float]) -> None:
@@ -181,8 +181,12 @@ def check_facts(subject: Subject) -> None:
         if "train" in task.splits and not task.train_tokens > 0:
             raise CheckFailed(f"an epoch has {task.train_tokens} tokens")
         for baseline in task.facts()["baselines"]:
-            if baseline.keys() < {"name", "metric", "value"}:
+            if not baseline.keys() >= {"name", "metric", "value"}:
                 raise CheckFailed(f"a baseline must have a name, a metric and a value: {baseline}")
+            measured = one.measured(baseline.get("split", "valid"), ROWS)
+            if baseline["metric"] not in measured:
+                problem = f"is not measured; {', '.join(measured)} are"
+                raise CheckFailed(f"baseline {baseline['name']!r}: {baseline['metric']!r} {problem}")
 
 
 def check_form(subject: Subject) -> None:

@@ -48,3 +48,21 @@ def check_round_trip(subject: Subject) -> None:
             raise CheckFailed("what it decodes does not encode to the same ids")
     if restored.encode(text).tolist() != tokenizer.encode(text).tolist():
         raise CheckFailed("restored from its state, it encodes to other ids")
+
+
+def check_unknown(subject: Subject) -> None:
+    """A tokenizer says what its unknown tokens stand for: a part of the text for each, in their order."""
+    if any(option.name == "path" for option in subject.entry.options):
+        return
+    tokenizer = registry.make("tokenizer", subject.component)
+    tokenizer.train(["In the beginning was the word, and the word was. " * 2])
+    text = "In the beginning é was  the 語 word,\nand zyx was."
+    unknown, pieces = int((tokenizer.encode(text) == tokenizer.unk).sum()), tokenizer.unknown_pieces(text)
+    if len(pieces) != unknown:
+        raise CheckFailed(f"{unknown} tokens are unknown, and {len(pieces)} pieces of the text are said to be")
+    at = 0
+    for piece in pieces:
+        at = text.find(piece, at)
+        if at < 0 or not piece:
+            raise CheckFailed(f"the unknown piece {piece!r} is not in the text, or not where it should be")
+        at += len(piece)
