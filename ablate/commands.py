@@ -117,7 +117,7 @@ def _write_report(results: Path, study: str, console: Any) -> None:
     from analysis.report import write_report
 
     report = write_report(results, study)
-    console.print(report.summary, markup=False)
+    console.print(report.summary, markup=False, soft_wrap=True)
     console.print(f"report: {report.html}", soft_wrap=True)
     console.print(f"dashboard: ablate ui --results {results}", soft_wrap=True)
 

@@ -19,15 +19,16 @@ SHOWN = 8  # running trials listed at once
 
 
 class ProgressView:
-    """Counts and rates of the trials of one run. `event` takes every event of an executor."""
+    """Counts and rates of the trials of one run, whichever of them are asked for first. `event` takes every event of
+    an executor."""
 
-    def __init__(self, trials: Mapping[str, PlannedTrial], reused: int, console: Console):
+    def __init__(self, trials: Mapping[str, PlannedTrial], console: Console):
         self.trials = trials
         self.console = console
         self.total = len(trials)
-        self.reused = reused
         self.ended: dict[str, str] = {}
         self.running: dict[str, Event] = {}
+        self.reached: dict[str, float] = {}  # the part of each trial that is done
         self.started = time.monotonic()
         self.trained_tokens: dict[str, int] = {}
         self.first_tokens: dict[str, int] = {}  # where a resumed trial began
@@ -59,9 +60,12 @@ class ProgressView:
         if "tokens" in event:
             self.first_tokens.setdefault(trial_id, event["tokens"])
             self.trained_tokens[trial_id] = event["tokens"]
+        if event.get("steps"):  # none where a trial is measured alone
+            self.reached[trial_id] = event["step"] / event["steps"]
         if "status" in event:
             self.running.pop(trial_id, None)
-            self.ended[trial_id] = event["status"]
+            if event["status"] != "paused":
+                self.ended[trial_id] = event["status"]
             self._say_ended(event)
         else:
             self.running[trial_id] = event
@@ -86,10 +90,7 @@ class ProgressView:
         total = done = 0.0
         for trial_id, trial in self.trials.items():
             total += trial.row.flops
-            if trial_id in self.ended:
-                done += trial.row.flops
-            elif event := self.running.get(trial_id):
-                done += trial.row.flops * event["step"] / event["steps"]
+            done += trial.row.flops * (1.0 if trial_id in self.ended else self.reached.get(trial_id, 0.0))
         return done / total if total else 1.0
 
     def tokens_per_s(self) -> float:

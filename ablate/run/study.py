@@ -129,10 +129,12 @@ class StudyRun:
             mirror.add(trial_id)
         trained: list[str] = []
         begun = time.time()
+        missing = {trial.id: trial for trial in self.plan.trials if trial.id not in done}
+        view = ProgressView(missing, self.console)
         try:
-            with self._signals():
+            with self._signals(), view:
                 while not self.stop.is_set() and (batch := planner.next(done)):
-                    self._train(batch, len(reused), mirror, trained)
+                    self._train(batch, view, mirror, trained)
                     done = self._done()
                 if not self.stop.is_set():
                     self._end_orphans(done, mirror)
@@ -161,20 +163,17 @@ class StudyRun:
                 done[trial.id] = status
                 mirror.add(trial.id)
 
-    def _train(self, batch: list[Ask], reused: int, mirror: BackgroundMirror, trained: list[str]) -> None:
+    def _train(self, batch: list[Ask], view: ProgressView, mirror: BackgroundMirror, trained: list[str]) -> None:
         work = [(self._job(ask), self._needs(ask.trial)) for ask in batch]
         for ask in batch:
             plan_trial(self.ledger, ask.trial.spec)
-        view = ProgressView({ask.trial.id: ask.trial for ask in batch}, reused, self.console)
-
         def on_event(event: Event) -> None:
             view.event(event)
             if event.get("status", "paused") != "paused":
                 trained.append(event["id"])
                 mirror.add(event["id"])
 
-        with view:
-            self.executor.run(work, on_event, self.stop)
+        self.executor.run(work, on_event, self.stop)
 
     def _job(self, ask: Ask) -> Job:
         return Job(
