@@ -365,7 +365,7 @@ def test_evaluations_are_spaced_by_a_constant_factor(steps: int, points: int) ->
 
 def test_metrics_that_follow_from_the_loss(ledger: Ledger) -> None:
     """With a tokenizer whose tokens are several bytes, so that bits per byte are not bits per token."""
-    trial = spec({"data.tokenizer": {"name": "words", "vocab": 500}})
+    trial = spec({"data.tokenizer": {"name": "bpe", "vocab": 1000}})
     folder = train(ledger, trial)
     record = folder.record()
     assert record is not None
