@@ -33,7 +33,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["fit"]:  # its options are those of `python -m analysis`, which imports more than help may cost
+        from analysis.command import main as fit
+
+        return fit(given[1:], "ablate fit")
+    options = parser().parse_args(given)
     try:
         return int(options.action(options))
     except UserError as error:
@@ -88,6 +93,8 @@ def _study_commands(sub: Any) -> None:
     report = _command(sub, "report", "tables, fits and figures of a study: HTML, Markdown, CSV", commands.report)
     report.add_argument("study", metavar="STUDY")
     _results(report)
+
+    _command(sub, "fit", "scaling laws of any table of trained models: `ablate fit --help`", None)
 
 
 def _component_commands(sub: Any) -> None:

@@ -1,165 +1,169 @@
-"""Fits of scaling laws, scikit-learn shaped: `ScalingLaw(form="power_offset").fit(x, y)`.
-
-The objective is the sum of Huber losses of the log residuals, as Hoffmann et al. 2022 (arXiv:2203.15556,
-section 3.3) use it: a sum, never a mean, which makes optimisers stop early. Starting points come from a grid
-over the exponent with the linear parameters solved inside; each is refined by least squares.
-"""
+"""Fits of scaling laws, scikit-learn shaped: `ScalingLaw("chinchilla").fit(table, loss)`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import least_squares
 
-from analysis.laws import LAWS, Law
+from analysis.errors import AnalysisError
+from analysis.forms import law_of
+from analysis.laws import Law, PowerSum
+from analysis.minimise import Problem, best_of, minimise
+from analysis.objectives import Objective, objective_of
 
-DELTA = 1e-3
 Array = np.ndarray
 
 
-class NotEnoughPoints(ValueError):
+class NotEnoughPoints(AnalysisError):
     """Fewer distinct points than the form needs to be identified."""
+
+
+class BadPoints(AnalysisError):
+    """Points that no law can be fitted to."""
 
 
 @dataclass
 class ScalingLaw:
     """A law fitted to points (x, y).
 
-    After `fit`: `params_`, `objective_`, `n_`, `lowest_` (the least y), `warnings_`; after `bootstrap`: `ci95_`.
+    `form` is a name of `analysis.forms` or a `Law`; `objective` one of `analysis.objectives`; `pinned` coefficients
+    that are given (`{"E": 0}` leaves the offset out); `letter` the input of a form that has one.
+
+    After `fit`: `params_`, `derived_`, `objective_` (a sum over points, never a mean), `n_`, `residuals_` (log law
+    less log y), `condition_` (of the scaled curvature), `converged_`, `warnings_`, `lowest_` (the least y). After
+    `bootstrap`: `samples_`, `se_`, `ci95_`.
     """
 
-    form: str = "power_offset"
-    delta: float = DELTA
+    form: str | Law = "power_offset"
+    objective: str | None = None
+    delta: float | None = None
+    pinned: Mapping[str, float] = field(default_factory=dict)
+    letter: str = "c"
+    over: float | None = None
     params_: dict[str, float] = field(default_factory=dict, init=False)
+    derived_: dict[str, float] = field(default_factory=dict, init=False)
+    se_: dict[str, float] = field(default_factory=dict, init=False)
     ci95_: dict[str, tuple[float, float]] = field(default_factory=dict, init=False)
+    samples_: pd.DataFrame = field(default_factory=pd.DataFrame, init=False)
     objective_: float = field(default=np.nan, init=False)
     n_: int = field(default=0, init=False)
     lowest_: float = field(default=np.nan, init=False)
+    converged_: bool = field(default=False, init=False)
+    condition_: float = field(default=np.nan, init=False)
     warnings_: list[str] = field(default_factory=list, init=False)
-    theta_: Array = field(default_factory=lambda: np.empty(0), init=False)
+
+    def __post_init__(self) -> None:
+        law = law_of(self.form, self.letter) if isinstance(self.form, str) else self.form
+        if self.pinned:
+            if not isinstance(law, PowerSum) or not set(self.pinned) <= {"E"}:
+                raise BadPoints(f"form {law.name!r} has no offset E that could be pinned")
+            law = law.with_pinned(self.pinned)
+        self.law = law
 
     @property
-    def law(self) -> Law:
-        return LAWS[self.form]
+    def penalty(self) -> Objective:
+        """What is minimised."""
+        return objective_of(self.objective or self.law.default_objective, self.delta, self.over)
 
-    def fit(self, x: Array, y: Array) -> ScalingLaw:
-        """Fit to positive x and y. Raises `NotEnoughPoints` unless there is one x more than parameters."""
-        x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-        if not (np.isfinite(x).all() and np.isfinite(y).all() and (x > 0).all() and (y > 0).all()):
-            raise ValueError("x and y must be positive and finite")
-        needed = len(self.law.parameters) + 1
-        distinct = len(np.unique(x))
+    def fit(self, x: Any, y: Any, weights: Any = None) -> ScalingLaw:
+        """Fit to positive inputs x (a table or mapping with a column for each of the law's inputs, or one array) and
+        positive y. Raises `BadPoints`, and `NotEnoughPoints` unless there is one distinct x more than parameters.
+        """
+        logs, y = self._inputs(x), np.asarray(y, dtype=float)
+        if not (np.isfinite(y).all() and (y > 0).all()):
+            raise BadPoints("y must be positive and finite")
+        for letter, column in zip(self.law.inputs, logs.T, strict=True):
+            if len(np.unique(column)) == 1 and len(column) > 1:
+                told = f"all points have {letter} = {np.exp(column[0]):.6g}"
+                raise NotEnoughPoints(f"{told}: {self.law.name} needs several")
+        distinct, needed = len(np.unique(logs, axis=0)), len(self.law.parameters) + 1
         if distinct < needed:
-            raise NotEnoughPoints(f"{distinct} distinct x, {self.form} needs at least {needed}")
-        centre = float(np.exp(np.log(x).mean()))
-        self._centre, self.n_, self.lowest_ = centre, len(x), float(y.min())
-        self.theta_, self.objective_ = _minimise(self.law, x / centre, y, self.delta)
-        self.params_ = self._named(self.theta_)
+            raise NotEnoughPoints(f"{distinct} distinct x, {self.law.name} needs at least {needed}")
+        self.centre_ = self.law.centre(logs)
+        self.x_, self.y_ = logs - self.centre_, y
+        self.weights_ = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=float)
+        problem = self.problem(self.weights_[None])
+        found = best_of(problem, self.law.starts(self.x_, y))
+        self.theta_, self.objective_ = found.theta[0], float(found.value[0])
+        self.converged_, self.n_, self.lowest_ = bool(found.converged[0]), len(y), float(y.min())
+        self.params_ = self.named(self.theta_)
+        self.derived_ = self.law.derived(self.params_)
+        self.residuals_ = self.law.log_value(self.theta_, self.x_) - np.log(y)
+        self.condition_ = self._condition()
         self.warnings_ = self._judge()
         return self
 
-    def predict(self, x: Array) -> Array:
-        return np.exp(self.law.log_value(self.theta_, np.asarray(x, dtype=float) / self._centre))
+    def problem(self, weights: Array) -> Problem:
+        """What is minimised with these weights of the points, (B, n)."""
+        return Problem(self.law, self.x_, self.y_, weights, self.penalty)
 
-    def bootstrap(self, draws: list[tuple[Array, Array]]) -> pd.DataFrame:
-        """Refit on resampled (x, y) from this fit's own optimum; sets `ci95_`, returns the parameters."""
-        rows = []
-        for x, y in draws:
-            x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-            theta, _ = _refine(self.law, x / self._centre, y, self.delta, self.theta_, tolerance=1e-8, at_most=50)
-            rows.append(self._named(theta))
-        samples = pd.DataFrame(rows, columns=list(self.law.parameters))
-        self.ci95_ = {
-            name: (float(samples[name].quantile(0.025)), float(samples[name].quantile(0.975))) for name in samples
-        }
-        return samples
+    def refit(self, weights: Array) -> tuple[Array, Array]:
+        """Parameters theta (B, K) and objectives (B,) with other weights of the points, from this fit's optimum."""
+        found = minimise(self.problem(weights), np.repeat(self.theta_[None], len(weights), 0), wide=False)
+        return found.theta, found.value
 
-    def _named(self, theta: Array) -> dict[str, float]:
-        """The parameters in the units of x: the fit itself is done at x / centre, where it is well conditioned."""
-        named = self.law.named(theta)
-        named["A"] *= self._centre ** named["alpha"]
-        return named
+    def named(self, theta: Array) -> dict[str, float]:
+        """The parameters of one theta, as the equation has them."""
+        return {name: float(value) for name, value in self.law.named(theta, self.centre_).items()}
+
+    def predict(self, x: Any) -> Array:
+        """The law at inputs x."""
+        return self.law.value(self.theta_, self._inputs(x) - self.centre_)
+
+    def predict_samples(self, x: Any) -> Array:
+        """The law at inputs x by every bootstrap sample, (B, n)."""
+        return self.law.value(self.thetas_, self._inputs(x) - self.centre_)
+
+    def bootstrap(self, weights: Array) -> pd.DataFrame:
+        """Refit with resampled weights (B, n): see `analysis.uncertainty`. Sets `samples_`, `se_` and `ci95_`."""
+        self.thetas_, self.values_ = self.refit(np.asarray(weights, dtype=float))
+        self._told()
+        return self.samples_
+
+    def bootstrap_values(self, y: Array) -> pd.DataFrame:
+        """Refit with resampled values (B, n) of y at the same x; as `bootstrap`."""
+        y = np.asarray(y, dtype=float)
+        weights = np.repeat(self.weights_[None], len(y), 0)
+        problem = Problem(self.law, self.x_, y, weights, self.penalty)
+        found = minimise(problem, np.repeat(self.theta_[None], len(y), 0), wide=False)
+        self.thetas_, self.values_ = found.theta, found.value
+        self._told()
+        return self.samples_
+
+    def _told(self) -> None:
+        self.samples_ = pd.DataFrame(self.law.named(self.thetas_, self.centre_))
+        self.se_ = {name: float(self.samples_[name].std()) for name in self.samples_}
+        low, high = self.samples_.quantile(0.025), self.samples_.quantile(0.975)
+        self.ci95_ = {name: (float(low[name]), float(high[name])) for name in self.samples_}
+
+    def _inputs(self, x: Any) -> Array:
+        """The logarithms of the inputs, (n, inputs)."""
+        if isinstance(x, pd.DataFrame | Mapping):
+            missing = [name for name in self.law.inputs if name not in x]
+            if missing:
+                raise BadPoints(f"{self.law.name} reads {', '.join(self.law.inputs)}: {missing[0]} is missing")
+            columns = np.stack([np.asarray(x[name], dtype=float) for name in self.law.inputs], -1)
+        else:
+            columns = np.asarray(x, dtype=float)
+            columns = columns[:, None] if columns.ndim == 1 else columns
+        if not (np.isfinite(columns).all() and (columns > 0).all()):
+            raise BadPoints("x must be positive and finite")
+        return np.log(columns)
+
+    def _condition(self) -> float:
+        """Of the Jacobian with columns of unit length: how little parameters can be told apart, in any units."""
+        J = self.law.log_jacobian(self.theta_, self.x_) * np.sqrt(self.weights_)[:, None]
+        length = np.linalg.norm(J, axis=0)
+        if not (np.isfinite(J).all() and length.all()):
+            return float("inf")
+        return float(np.linalg.cond(J / length))
 
     def _judge(self) -> list[str]:
-        found = []
-        if self.params_["E"] < 1e-2 * self.lowest_:
-            found.append("the offset E is at zero: the points do not bend")
-        if self.params_["E"] > 0.98 * self.lowest_:
-            found.append("the offset E is at the lowest loss: hardly anything is left to fall")
-        if self.params_["alpha"] > 2.9 or self.params_["alpha"] < 0.011:
-            found.append("the exponent is at the edge of what was searched")
+        found = self.law.doubts(self.params_, self.y_)
+        if not self.converged_:
+            found.append("the fit did not come to an end: its gradient is not small")
         return found
-
-
-def huber_sum(r: Array, delta: float) -> float:
-    """sum of r^2/2 within delta, delta (|r| - delta/2) beyond (Huber 1964)."""
-    a = np.abs(r)
-    return float(np.where(a <= delta, a * a / 2, delta * (a - delta / 2)).sum())
-
-
-def _minimise(law: Law, x: Array, y: Array, delta: float) -> tuple[Array, float]:
-    found = [_refine(law, x, y, delta, start) for start in law.start(x, y)]
-    return min(found, key=lambda pair: pair[1])
-
-
-def _refine(
-    law: Law, x: Array, y: Array, delta: float, start: Array, tolerance: float = 1e-12, at_most: int = 500
-) -> tuple[Array, float]:
-    log_y = np.log(y)
-    solved = least_squares(
-        lambda theta: law.log_value(theta, x) - log_y,
-        start,
-        jac=lambda theta: law.log_jacobian(theta, x),
-        loss="huber",
-        f_scale=delta,
-        x_scale="jac",
-        xtol=tolerance,
-        ftol=tolerance,
-        gtol=tolerance,
-        max_nfev=at_most,
-    )
-    return solved.x, huber_sum(solved.fun, delta)
-
-
-def fit_variants(table: pd.DataFrame, x: str = "train_flops", y: str = "loss", draws: int = 200) -> pd.DataFrame:
-    """The law of each variant (at each setting of the axes): n, E, A, alpha, 95 % intervals, what to beware of.
-
-    Repeats (seeds) are averaged first, so that each size and budget is one point; intervals are from resampling
-    seeds within points. A variant with too few points has a row that says so, and no numbers. Column `law`
-    holds the fitted object.
-    """
-    names = [name for name in ("variant", "axes") if name in table]
-    rows = []
-    for labels, part in table.dropna(subset=[x, y]).groupby(names, sort=False, dropna=False, observed=True):
-        row = dict(zip(names, map(str, labels), strict=True))
-        rows.append(row | _fit_one(part, x, y, draws))
-    return pd.DataFrame(rows)
-
-
-def _fit_one(part: pd.DataFrame, x: str, y: str, draws: int) -> dict[str, object]:
-    keys = ["size", "budget"] if {"size", "budget"} <= set(part) else [x]
-    points = [(float(point[x].mean()), point[y].to_numpy(float)) for _, point in part.groupby(keys, dropna=False)]
-    at = np.array([where for where, _ in points])
-    row: dict[str, object] = {"n": len(part), "points": len(points), "law": None}
-    law = ScalingLaw()
-    if not (at > 0).all():
-        return {**row, "note": f"not fitted: {x} is 0, as of models that are fitted by counting"}
-    try:
-        law.fit(at, np.array([losses.mean() for _, losses in points]))
-    except NotEnoughPoints as error:
-        return {**row, "note": f"not fitted: {error}"}
-    if min(len(losses) for _, losses in points) > 1:
-        rng = np.random.default_rng(0)
-        law.bootstrap([(at, np.array([_resampled_mean(losses, rng) for _, losses in points])) for _ in range(draws)])
-    row |= law.params_ | {"objective": law.objective_, "law": law, "note": "; ".join(law.warnings_)}
-    for name, (lo, hi) in law.ci95_.items():
-        row |= {f"{name}_lo": lo, f"{name}_hi": hi}
-    return row
-
-
-def _resampled_mean(losses: Array, rng: np.random.Generator) -> float:
-    """Resampling n values with replacement spreads their mean by sqrt((n - 1) / n) too little: scaled back up."""
-    n, mean = len(losses), losses.mean()
-    return float(mean + np.sqrt(n / (n - 1)) * (rng.choice(losses, n).mean() - mean))

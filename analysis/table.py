@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.columns import BY_NAME, COLUMNS, EARLY, LABELS
+from analysis.errors import AnalysisError
 
 
-class TableError(ValueError):
+class TableError(AnalysisError):
     """A table that cannot be read as one of trials. The message says which file and what is wrong."""
 
 

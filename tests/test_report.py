@@ -17,10 +17,10 @@ import pytest
 from fabricate import PARAMS, UNIGRAM
 from scipy import stats
 
-from analysis.fit import fit_variants
 from analysis.report import Report, write_report
 from analysis.table import finished, read_table, study_table
 from analysis.tables import comparison_table, overall_table
+from analysis.variants import fit_variants
 
 pytestmark = pytest.mark.filterwarnings("error")  # of whichever library
 

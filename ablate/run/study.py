@@ -167,6 +167,7 @@ class StudyRun:
         work = [(self._job(ask), self._needs(ask.trial)) for ask in batch]
         for ask in batch:
             plan_trial(self.ledger, ask.trial.spec)
+
         def on_event(event: Event) -> None:
             view.event(event)
             if event.get("status", "paused") != "paused":

@@ -14,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from analysis import plots
 from analysis.columns import CELL
 from analysis.diagnostics import study_diagnostics
-from analysis.fit import fit_variants
 from analysis.report.capacity import Capacity, capacity_section
 from analysis.report.words import (
     baseline_lines,
@@ -30,6 +29,7 @@ from analysis.report.words import (
 from analysis.table import finished, read_study, study_curves, study_table
 from analysis.tables import comparison_table, metric_of, mixed_environments, overall_table
 from analysis.transfer import downstream, pretrained, wide
+from analysis.variants import fit_variants
 
 WIDTH_IN = 7.2
 

@@ -1,0 +1,154 @@
+"""Fits many times at once: Newton's method, damped, on objectives that are sharpened step by step.
+
+From each start the parameters go down on the objective with a wide delta, where it is nearly a sum of squares, and
+from there with ever narrower ones: residuals that end within delta are found on the way, not guessed. A step solves
+(H + lambda M) p = -g with g the gradient, H the second derivative, and M = J' diag(rho' / r) J, whose step majorises
+the objective of a law that is linear: lambda grows until the objective falls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.laws import Law
+from analysis.objectives import Objective
+
+Array = np.ndarray
+SHRINK = 8.0  # from one delta to the next
+STEPS = 60  # at each delta
+LAST = 600  # at the last
+FLAT = 1e-15  # an objective that falls by less than this part has ended
+STUCK = 1e10  # the largest damping
+CHUNK = 128  # fits at once: their Jacobians stay in the cache
+
+
+@dataclass(frozen=True)
+class Found:
+    """theta (B, K), the objective (B,), and whether each has ended, (B,)."""
+
+    theta: Array
+    value: Array
+    converged: Array
+
+
+class Problem:
+    """A law, points, and weights (B, n): what is minimised in theta (B, K). y is (n,), or (B, n) where it differs."""
+
+    def __init__(self, law: Law, x: Array, y: Array, weights: Array, objective: Objective):
+        self.law, self.x, self.y, self.weights, self.objective = law, x, y, weights, objective
+        self.target = np.log(y) if objective.log else y
+
+    def residuals(self, theta: Array) -> Array:
+        said = self.law.log_value if self.objective.log else self.law.value
+        return said(theta, self.x) - self.target
+
+    def value(self, theta: Array, objective: Objective) -> Array:
+        r = self.residuals(theta)
+        return np.asarray((self.weights * objective.rho(r)).sum(-1))
+
+    def only(self, rows: Array | slice) -> Problem:
+        y = self.y if self.y.ndim == 1 else self.y[rows]
+        return Problem(self.law, self.x, y, self.weights[rows], self.objective)
+
+    def model(self, theta: Array, objective: Objective) -> tuple[Array, Array, Array]:
+        """The gradient (B, K), and the matrices H and M (B, K, K)."""
+        r = self.residuals(theta)
+        J = (self.law.log_jacobian if objective.log else self.law.jacobian)(theta, self.x)
+        slope, weight, curve = objective.slope(r)
+        right, pull = np.swapaxes(J, -1, -2), self.weights * slope
+        g = (right @ pull[..., None])[..., 0]
+        M = right @ (J * (self.weights * weight)[..., None])
+        H = right @ (J * (self.weights * curve)[..., None])
+        if objective.log:
+            H += self.law.curvature(theta, self.x, pull)
+        else:  # the second derivative of L = e^f is L f'' + (L f') (L f')' / L
+            L = r + self.target
+            H += self.law.curvature(theta, self.x, pull * L) + right @ (J * (pull / L)[..., None])
+        return g, H, M
+
+
+def minimise(problem: Problem, theta: Array, wide: bool = True) -> Found:
+    """From one start for each fit, theta (B, K). With `wide` it begins with a wide delta; without, near the end of a
+    fit to other weights, with the objective's own (a thousandth of the residuals where that is 0)."""
+    parts = [
+        _descend(problem.only(slice(at, at + CHUNK)), theta[at : at + CHUNK], wide)
+        for at in range(0, len(theta), CHUNK)
+    ]
+    return Found(
+        np.concatenate([part.theta for part in parts]),
+        np.concatenate([part.value for part in parts]),
+        np.concatenate([part.converged for part in parts]),
+    )
+
+
+def best_of(problem: Problem, starts: Array) -> Found:
+    """One fit from many starts, theta (1, K): the lowest objective that any of them reaches."""
+    many = Problem(
+        problem.law, problem.x, problem.y, np.repeat(problem.weights, len(starts), axis=0), problem.objective
+    )
+    found = minimise(many, starts)
+    at = int(np.nanargmin(found.value))
+    return Found(found.theta[at : at + 1], found.value[at : at + 1], found.converged[at : at + 1])
+
+
+def _deltas(problem: Problem, theta: Array, wide: bool) -> list[float | None]:
+    """The widths that are gone through, the objective's last; a sharp |r| ends at a tiny part of the residuals."""
+    delta = problem.objective.delta
+    if delta is None:
+        return [None]
+    r = np.abs(problem.residuals(theta))
+    scale = float(np.nanmedian(r)) or 1e-12
+    last = delta or 1e-9 * scale
+    first = float(np.nanmax(r)) if wide else last if delta else 1e-3 * scale
+    count = max(0, int(np.ceil(np.log(max(first / last, 1.0)) / np.log(SHRINK))))
+    return [last * SHRINK**k for k in range(count, -1, -1)]
+
+
+def _descend(problem: Problem, theta: Array, wide: bool) -> Found:
+    theta = theta.astype(float).copy()
+    deltas = _deltas(problem, theta, wide)
+    converged = np.zeros(len(theta), dtype=bool)
+    for k, delta in enumerate(deltas):
+        last = k == len(deltas) - 1
+        objective = problem.objective if delta is None else problem.objective.smoothed(delta)
+        theta, converged = _newton(problem, theta, objective, LAST if last else STEPS, FLAT if last else 1e-6)
+    return Found(theta, problem.value(theta, problem.objective), converged)
+
+
+def _newton(problem: Problem, theta: Array, objective: Objective, steps: int, flat: float) -> tuple[Array, Array]:
+    """Damped steps until the objective is flat, each fit by itself; which of them ended."""
+    B, K = theta.shape
+    value = problem.value(theta, objective)
+    damping = np.ones(B)
+    calm = np.zeros(B, dtype=int)  # steps in a row that gained next to nothing
+    going = np.isfinite(value)
+    for _ in range(steps):
+        rows = np.flatnonzero(going)
+        if not len(rows):
+            break
+        part = problem.only(rows)
+        g, H, M = part.model(theta[rows], objective)
+        largest = np.abs(np.einsum("bkk->bk", M)).max(-1)  # a resample of few points may not know some parameters
+        ridge = (1e-12 * largest + 1e-300)[:, None, None] * np.eye(K)
+        step = -_solved(H + damping[rows, None, None] * M + ridge, g)
+        tried = theta[rows] + np.clip(step, -5.0, 5.0)
+        new = part.value(tried, objective)
+        better = new < value[rows]
+        gain = np.where(better, value[rows] - new, 0.0) / np.maximum(value[rows], 1e-300)
+        theta[rows[better]], value[rows[better]] = tried[better], new[better]
+        damping[rows] = np.clip(np.where(better, damping[rows] / 5, damping[rows] * 8), 1e-8, 1e12)
+        calm[rows] = np.where(better & (gain > flat), 0, calm[rows] + better)
+        going[rows] &= (calm[rows] < 3) & (damping[rows] < STUCK)
+    return theta, ~going
+
+
+def _solved(matrices: Array, right: Array) -> Array:
+    """x of A x = b for each (K, K) and (K,); the shortest x of least squares where an A is singular."""
+    try:
+        return np.asarray(np.linalg.solve(matrices, right[..., None])[..., 0])
+    except np.linalg.LinAlgError:
+        finite = np.isfinite(matrices).all((-1, -2))[:, None, None]
+        inverse = np.linalg.pinv(np.where(finite, matrices, 0.0), hermitian=True)
+        return np.asarray((inverse @ right[..., None])[..., 0])
