@@ -21,6 +21,7 @@ from ablate.match import TARGETS
 from ablate.overlays import ladders, overlays
 from ablate.plan import make_plan
 from ablate.yamlfile import read_yaml
+from analysis.command import options_of
 from analysis.report import write_report
 
 README = ROOT / "README.md"
@@ -81,7 +82,12 @@ def test_commands_are_as_the_parser_has_them(page: Path, capsys: pytest.CaptureF
         if not words or (len(words) == 1 and words[0] in COMMANDS):
             continue  # named, not shown
         try:
-            parser().parse_args(words)
+            if words[0] == "fit":
+                fit = argparse.ArgumentParser("ablate fit")
+                options_of(fit)
+                fit.parse_args(words[1:])
+            else:
+                parser().parse_args(words)
         except SystemExit as ended:
             assert ended.code == 0, f"ablate {shlex.join(words)}: {capsys.readouterr().err}"
 
