@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from designs import DESIGNS
 from scipy.optimize import curve_fit, minimize
-from test_coverage_of_intervals import DESIGNS
 
 from analysis.fit import BadPoints, NotEnoughPoints, ScalingLaw
 from analysis.uncertainty import (
