@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -328,6 +329,9 @@ def main(arguments: Sequence[str], program: str) -> int:
     options_of(parser)
     try:
         return run(parser.parse_args(arguments))
+    except BrokenPipeError:  # nobody reads on, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except AnalysisError as error:
         print(f"{program.split()[0] if program.startswith('ablate') else 'analysis'}: {error}", file=sys.stderr)
         return 2
