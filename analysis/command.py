@@ -21,16 +21,11 @@ from analysis.fit import BadPoints, ScalingLaw
 from analysis.forms import FORMS, ONE_INPUT, law_of
 from analysis.forms_user import LETTERS
 from analysis.gates import Limits, gate
+from analysis.heldout import HeldOut, held_out
+from analysis.intervals import confidence_interval, parameter_intervals, prediction_interval
 from analysis.objectives import DELTA, OBJECTIVES
 from analysis.optimal import compute_optimal
-from analysis.uncertainty import (
-    HeldOut,
-    confidence_interval,
-    held_out,
-    parameter_intervals,
-    prediction_interval,
-    resampled,
-)
+from analysis.resampling import resampled
 
 APPROACHES = ("isoflop", "envelope")
 COLUMNS = {**LETTERS, "loss": "losses"}

@@ -10,8 +10,10 @@ import pandas as pd
 from scipy import stats
 
 from analysis.fit import BadPoints, ScalingLaw
+from analysis.heldout import HeldOut, influence
+from analysis.intervals import standard_errors
 from analysis.laws import PowerSum
-from analysis.uncertainty import HeldOut, influence, profile, standard_errors
+from analysis.profiles import profile
 
 Array = np.ndarray
 POINTS_A_PARAMETER = 4  # below it, as with 20 points and five parameters, a tied form predicts better than a free one
@@ -158,7 +160,7 @@ def unidentified_offset(law: ScalingLaw) -> str:
     if "E" not in law.law.parameters:
         return ""
     found = profile(law, "E")
-    if found.rises.min() < -1e-6 * law.objective_ - 1e-12:
+    if found.rises.min() < -0.01 * found.threshold - 1e-12:
         at = found.values[found.rises.argmin()]
         return f"the fit is not the minimum: with E held at {at:.4g} the objective is {-found.rises.min():.2g} lower"
     if found.identified:

@@ -35,7 +35,7 @@ class ScalingLaw:
 
     After `fit`: `params_`, `derived_`, `objective_` (a sum over points, never a mean), `n_`, `residuals_` (log law
     less log y), `condition_` (of the scaled curvature), `converged_`, `warnings_`, `lowest_` (the least y). After
-    `bootstrap`: `samples_`, `se_`, `ci95_`.
+    `bootstrap`: `samples_`, `se_`; `analysis.intervals` has the intervals of them.
     """
 
     form: str | Law = "power_offset"
@@ -47,7 +47,6 @@ class ScalingLaw:
     params_: dict[str, float] = field(default_factory=dict, init=False)
     derived_: dict[str, float] = field(default_factory=dict, init=False)
     se_: dict[str, float] = field(default_factory=dict, init=False)
-    ci95_: dict[str, tuple[float, float]] = field(default_factory=dict, init=False)
     samples_: pd.DataFrame = field(default_factory=pd.DataFrame, init=False)
     objective_: float = field(default=np.nan, init=False)
     n_: int = field(default=0, init=False)
@@ -119,7 +118,7 @@ class ScalingLaw:
         return self.law.value(self.thetas_, self._inputs(x) - self.centre_)
 
     def bootstrap(self, weights: Array) -> pd.DataFrame:
-        """Refit with resampled weights (B, n): see `analysis.uncertainty`. Sets `samples_`, `se_` and `ci95_`."""
+        """Refit with resampled weights (B, n): see `analysis.resampling`. Sets `samples_` and `se_`."""
         self.thetas_, self.values_ = self.refit(np.asarray(weights, dtype=float))
         self._told()
         return self.samples_
@@ -137,8 +136,6 @@ class ScalingLaw:
     def _told(self) -> None:
         self.samples_ = pd.DataFrame(self.law.named(self.thetas_, self.centre_))
         self.se_ = {name: float(self.samples_[name].std()) for name in self.samples_}
-        low, high = self.samples_.quantile(0.025), self.samples_.quantile(0.975)
-        self.ci95_ = {name: (float(low[name]), float(high[name])) for name in self.samples_}
 
     def _inputs(self, x: Any) -> Array:
         """The logarithms of the inputs, (n, inputs)."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis.forms_downstream import ErrorExponential, ErrorSigmoid
 from analysis.forms_user import UnknownForm, UserLaw, function_of
-from analysis.laws import SEEDS, Law, PowerSum, Term, nonnegative, separate
+from analysis.laws import SEEDS, Law, PowerSum, Term, _log_sum, nonnegative, separate
 
 Array = np.ndarray
 
@@ -218,21 +218,34 @@ class DataConstrained(Law):
         return np.array([n, d, d])  # d and u are of one kind
 
     def log_value(self, theta: Array, x: Array) -> Array:
-        flat = theta.reshape(-1, theta.shape[-1])
-        found = np.stack([self._one(each, x) for each in flat])
-        return found.reshape(*theta.shape[:-1], len(x))
+        return _log_sum(self._parts(theta, x)[0])
 
-    def _one(self, theta: Array, x: Array) -> Array:
-        e, a, b, alpha, beta, r_D, r_N = theta
+    def _parts(self, theta: Array, x: Array) -> tuple[Array, ...]:
+        """The logarithms of the terms (..., 3, n); log N', log D', and their derivatives: of N' in log U_N where that
+        is the optimum, in log R_N; of D' in log R_D."""
+        e, a, b, alpha, beta, r_D, r_N = (theta[..., k, None] for k in range(7))
         n, d, u = x[:, 0], x[:, 1], np.minimum(x[:, 1], x[:, 2])  # less than an epoch has no repeats
-        with np.errstate(over="ignore", invalid="ignore"):
-            d_eff = u + np.log1p(_saturated(np.exp(d - u) - 1, np.exp(r_D)))
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            d_eff, _, d_rate = _effective(d - u, np.exp(r_D))
             # alpha A n^-alpha = beta B d^-beta at the optimum: log n of it, from log d = log u
             best = (np.log(alpha / beta) + a - b + beta * u) / alpha
             unique = np.minimum(n, best)
-            n_eff = unique + np.log1p(_saturated(np.exp(n - unique) - 1, np.exp(r_N)))
-            logs = np.stack((np.full(len(x), e), a - alpha * n_eff, b - beta * d_eff))
-            return np.asarray(np.logaddexp.reduce(logs))
+            n_eff, n_slope, n_rate = _effective(n - unique, np.exp(r_N))
+            n_eff, d_eff = n_eff + unique, d_eff + u
+            logs = np.stack(np.broadcast_arrays(e, a - alpha * n_eff, b - beta * d_eff), -2)
+        return logs, n_eff, d_eff, best, np.where(n > best, 1 - n_slope, 0.0), n_rate, d_rate
+
+    def log_jacobian(self, theta: Array, x: Array) -> Array:
+        logs, n_eff, d_eff, best, bend, n_rate, d_rate = self._parts(theta, x)
+        alpha, beta = theta[..., 3, None], theta[..., 4, None]
+        shares = np.exp(logs - _log_sum(logs)[..., None, :])
+        e, a, b = (shares[..., k, :] for k in range(3))
+        with np.errstate(over="ignore", invalid="ignore"):
+            by_alpha = -a * (n_eff + bend * (1 / alpha - best))
+            by_beta = -b * d_eff - a * bend * (np.minimum(x[:, 1], x[:, 2]) - 1 / beta)
+            return np.stack(
+                (e, a * (1 - bend), b + a * bend, by_alpha, by_beta, -b * beta * d_rate, -a * alpha * n_rate), -1
+            )
 
     def named(self, theta: Array, centre: Array) -> dict[str, Array]:
         found = self.plain.named(theta[..., :5], centre[:2])
@@ -248,9 +261,13 @@ class DataConstrained(Law):
         return np.array([[*each, np.log(d), np.log(n)] for each in plain[:3] for d in (4, 15, 60) for n in (3, 15)])
 
 
-def _saturated(repeats: Array, most: Array) -> Array:
-    """R* (1 - e^(-R / R*))."""
-    return np.asarray(-most * np.expm1(-np.maximum(repeats, 0.0) / most))
+def _effective(log_ratio: Array, most: Array) -> tuple[Array, Array, Array]:
+    """log(1 + R* (1 - e^(-R / R*))) with R = ratio - 1, and its derivatives in log ratio and in log R*."""
+    repeats = np.maximum(np.expm1(log_ratio), 0.0)
+    left = np.exp(-repeats / most)
+    gained = -most * np.expm1(-repeats / most)
+    whole = 1 + gained
+    return np.log1p(gained), left * (1 + repeats) / whole, (gained - repeats * left) / whole
 
 
 class Routing(Law):

@@ -140,7 +140,8 @@ def _newton(problem: Problem, theta: Array, objective: Objective, steps: int, fl
         theta[rows[better]], value[rows[better]] = tried[better], new[better]
         damping[rows] = np.clip(np.where(better, damping[rows] / 5, damping[rows] * 8), 1e-8, 1e12)
         calm[rows] = np.where(better & (gain > flat), 0, calm[rows] + better)
-        going[rows] &= (calm[rows] < 3) & (damping[rows] < STUCK)
+        promised = np.abs((g * step).sum(-1)) <= flat * value[rows]  # to first order, of the step just tried
+        going[rows] &= (calm[rows] < 3) & (damping[rows] < STUCK) & ~promised
     return theta, ~going
 
 

@@ -27,7 +27,7 @@ from analysis.fit import BadPoints, ScalingLaw
 from analysis.isoflop import IsoFlop
 from analysis.joint import SharedLaw
 from analysis.plots import GREY, MARKERS, NAMES, style
-from analysis.uncertainty import Profile
+from analysis.profiles import Profile
 
 Array = np.ndarray
 Look = dict[str, Any]

@@ -11,8 +11,8 @@ import pandas as pd
 
 from analysis.fit import BadPoints, ScalingLaw
 from analysis.forms import law_of
+from analysis.heldout import HeldOut, held_out
 from analysis.laws import Law
-from analysis.uncertainty import HeldOut, held_out
 
 Array = np.ndarray
 SPLITS = (0.5, 0.35, 0.2)  # of the points, those of most compute that are predicted

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.fit import NotEnoughPoints, ScalingLaw
+from analysis.intervals import LEVEL, percentiles
 
 Array = np.ndarray
 
@@ -41,8 +42,9 @@ def _fit_one(part: pd.DataFrame, x: str, y: str, draws: int) -> dict[str, object
         rng = np.random.default_rng(0)
         law.bootstrap_values(np.array([[_resampled_mean(each, rng) for _, each in points] for _ in range(draws)]))
     row |= law.params_ | {"objective": law.objective_, "law": law, "note": "; ".join(law.warnings_)}
-    for name, (lo, hi) in law.ci95_.items():
-        row |= {f"{name}_lo": lo, f"{name}_hi": hi}
+    if len(law.samples_):
+        ends = zip(law.samples_, *percentiles(law.samples_.to_numpy(), (1 - LEVEL) / 2), strict=True)
+        row |= {f"{name}_{end}": float(value) for name, lo, hi in ends for end, value in (("lo", lo), ("hi", hi))}
     return row
 
 

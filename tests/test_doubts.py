@@ -26,8 +26,8 @@ from analysis.doubts import (
     unidentified_offset,
 )
 from analysis.fit import BadPoints, ScalingLaw
+from analysis.heldout import held_out
 from analysis.laws import PowerSum, Term
-from analysis.uncertainty import held_out
 
 SCALING = Path(__file__).parents[2] / "shared" / "reference" / "scaling"
 X = np.geomspace(1e15, 1e21, 60)

@@ -9,6 +9,7 @@ from scipy.optimize import approx_fprime, minimize
 
 from analysis.fit import NotEnoughPoints, ScalingLaw
 from analysis.forms import law_of
+from analysis.intervals import percentiles
 from analysis.objectives import DELTA, objective_of
 from analysis.report.words import fit_rows
 from analysis.variants import fit_variants
@@ -212,9 +213,9 @@ def test_intervals_cover_the_truth() -> None:
         law = ScalingLaw().fit(x, y * np.exp(3e-4 * rng.standard_normal(len(x))))
         mean = law.predict(x)
         law.bootstrap_values(mean * np.exp(3e-4 * rng.standard_normal((40, len(x)))))
-        for name, value in truth.items():
-            lo, hi = law.ci95_[name]
-            covered[name] += lo <= value <= hi
+        low, high = percentiles(law.samples_[list(truth)].to_numpy(), 0.025)
+        for k, (name, value) in enumerate(truth.items()):
+            covered[name] += low[k] <= value <= high[k]
     assert all(0.83 * n <= each for each in covered.values()), covered  # 95 % - 3 sigma of the count
 
 
@@ -236,7 +237,7 @@ def test_intervals_from_seeds_are_as_wide_as_estimates_spread(seeds: int) -> Non
     x = tables[0]["train_flops"].unique()
     jacobian = LAW.log_jacobian(np.log([2.0, 1.8, np.exp(0.3)]), np.log(x / x[0])[:, None])
     sd = np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian)))[2] * noise / np.sqrt(seeds)
-    lo, hi = np.quantile(rng.standard_normal((2000, draws)), (0.025, 0.975), axis=1).mean(1)
+    lo, hi = (each.mean() for each in percentiles(rng.standard_normal((draws, 2000)), 0.025))
     found = [fit_variants(table, draws=draws).iloc[0] for table in tables]
     widths = np.array([row["alpha_hi"] - row["alpha_lo"] for row in found])
     assert np.sqrt(np.mean(widths**2)) == pytest.approx(sd * (hi - lo), rel=0.18)

@@ -24,11 +24,13 @@ from analysis import plots_laws
 from analysis.between import VariantLaws
 from analysis.envelope import Envelope, envelope, race
 from analysis.fit import ScalingLaw
+from analysis.heldout import influence
 from analysis.isoflop import IsoFlop, isoflop
 from analysis.joint import SharedLaw
 from analysis.optimal import frontier
+from analysis.profiles import Profile, profile
+from analysis.resampling import resampled
 from analysis.tournament import Contestant, tournament
-from analysis.uncertainty import Profile, influence, profile, resampled
 
 A, B, E, ALPHA, BETA = 406.4, 410.7, 1.69, 0.34, 0.28  # Hoffmann et al. 2022, equation 10
 SMALLEST = 7  # points of text

@@ -10,8 +10,8 @@ import pytest
 
 from analysis.fit import BadPoints, ScalingLaw
 from analysis.forms_user import UnknownForm
+from analysis.heldout import held_out
 from analysis.tournament import FORMS, OBJECTIVES, Contestant, Disagreement, crossed, tournament
-from analysis.uncertainty import held_out
 
 SCALING = Path(__file__).parents[2] / "shared" / "reference" / "scaling"
 C = np.geomspace(1e15, 1e21, 40)

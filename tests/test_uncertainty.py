@@ -11,23 +11,17 @@ from designs import DESIGNS
 from scipy.optimize import curve_fit, minimize
 
 from analysis.fit import BadPoints, NotEnoughPoints, ScalingLaw
-from analysis.uncertainty import (
-    Held,
+from analysis.heldout import held_out, influence, split_by_compute
+from analysis.intervals import (
     confidence_interval,
     expanded,
-    held_out,
-    influence,
     noise_scale,
     parameter_intervals,
     prediction_interval,
-    profile,
-    resampled,
-    resampled_groups,
-    resampled_pairs,
-    resampled_within,
-    split_by_compute,
     standard_errors,
 )
+from analysis.profiles import Held, profile
+from analysis.resampling import resampled, resampled_groups, resampled_pairs, resampled_within
 
 SCALING = Path(__file__).parents[2] / "shared" / "reference" / "scaling"
 X = np.geomspace(1e15, 1e21, 60)
