@@ -102,6 +102,9 @@ def _tell(outcome: Outcome, plan: Plan, console: Any, uri: str) -> None:
             f"({', '.join(key for key, status in outcome.statuses.items() if status == 'failed')})",
             soft_wrap=True,
         )
+    if outcome.enough and not outcome.interrupted:
+        left = sum(status == "pending" for status in outcome.statuses.values())
+        console.print(f"{outcome.enough}: {plural(left, 'trial')} not run")
     if outcome.tracking_trouble:
         console.print(
             f"[yellow]MLflow at {escape(uri)} was not updated: {escape(outcome.tracking_trouble)}; "

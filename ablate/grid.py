@@ -11,6 +11,7 @@ tolerance: 0.01
 seeds: 3                        # or a list of seeds
 stages: {name: {from: name, seeds: 3, axes: {}, dotted.path: value}}   # one after the other: see `stages.py`
 rungs: {at: [0.3], keep: 0.5}   # of the seeds of a row, the best go on: see `rungs.py`
+predict: {flops: 1e18, within: 0.02}        # only what tells the loss there: see `prediction.py`
 plugins: [my_variants.py]
 """
 
@@ -30,6 +31,7 @@ from ablate.draft import Draft, Origin, sections_with
 from ablate.errors import UserError, unknown
 from ablate.match import TARGETS
 from ablate.overlays import BASELINE, compose, ladders
+from ablate.prediction import Prediction, prediction
 from ablate.rungs import Rungs, rungs
 from ablate.spec import SECTIONS
 from ablate.stages import Stage, stages
@@ -47,6 +49,7 @@ KEYS = (
     "seeds",
     "stages",
     "rungs",
+    "predict",
     "plugins",
 )
 BUDGETS = ("tokens_per_param", "tokens", "flops")
@@ -118,6 +121,7 @@ class Grid:
     seeds: tuple[int, ...]
     stages: tuple[Stage, ...]
     rungs: Rungs | None
+    predict: Prediction | None
     plugins: tuple[Path, ...]
 
     @property
@@ -154,6 +158,7 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
         seeds=seeds(document),
         stages=stages(document),
         rungs=rungs(document),
+        predict=prediction(document),
         plugins=plugins,
     )
 

@@ -23,7 +23,7 @@ KNOWN = {  # columns by what they hold: the first of these names that a table ha
     "lr": ("lr", "train.lr"),
     "epochs": ("epochs",),
     "schedule": ("schedule", "train.schedule"),
-    "cooled": ("cooled",),
+    "cooled": ("cooled", "cooled_steps"),
     "steps": ("steps",),
     "steps_done": ("steps_done",),
 }

@@ -62,7 +62,7 @@ def study_curves(results: Path, study: str) -> pd.DataFrame:
     """One row an evaluation of a trial: trial_id, its labels, seed, step, tokens, split, loss."""
     frames = []
     for label in read_study(results, study)["trials"]:
-        rows = _rows(Path(results) / "trials" / label["id"] / "metrics.jsonl")
+        rows = trial_rows(results, label["id"])
         if rows:
             keys = ("step", "tokens", "split", "loss")
             frame = pd.DataFrame([{key: row.get(key) for key in keys} for row in rows])
@@ -188,6 +188,11 @@ def _early_loss(file: Path, record: dict[str, Any]) -> float | None:
     target = EARLY * record["steps"]
     nearest = min(rows, key=lambda row: abs(math.log(row["step"] / target)), default=None)
     return nearest["loss"] if nearest else None
+
+
+def trial_rows(results: Path, trial_id: str) -> list[dict[str, Any]]:
+    """Every evaluation of a trial, in order."""
+    return _rows(Path(results) / "trials" / trial_id / "metrics.jsonl")
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -20,6 +20,7 @@ from ablate.run.executor import Executor, give_up
 from ablate.run.files import append_json, write_json, write_text
 from ablate.run.ledger import Ledger
 from ablate.run.planner import Ask, GridPlanner, Planner, RungPlanner
+from ablate.run.predict_planner import PredictPlanner
 from ablate.run.progress import ProgressView
 from ablate.run.tracking import BackgroundMirror, Mirror
 from ablate.run.worker import Event
@@ -36,12 +37,14 @@ class Outcome:
     statuses: dict[str, str]
     interrupted: bool
     tracking_trouble: str | None
+    enough: str = ""  # why the planner asked for no more, where it leaves trials out
 
     @property
     def exit_code(self) -> int:
         if self.interrupted:
             return 130
-        return 1 if any(status in ("failed", "pending") for status in self.statuses.values()) else 0
+        bad = ("failed",) if self.enough else ("failed", "pending")
+        return 1 if any(status in bad for status in self.statuses.values()) else 0
 
 
 def study_tree(plan: Plan) -> dict[str, Any]:
@@ -69,6 +72,7 @@ def study_tree(plan: Plan) -> dict[str, Any]:
         "baseline": plan.baseline,
         "match": plan.grid.match,
         "tolerance": plan.grid.tolerance,
+        "predict": None if plan.grid.predict is None else asdict(plan.grid.predict),
         "stages": [{"name": stage.name, "from": stage.parent} for stage in plan.grid.stages if stage.name],
         "data": dict(plan.facts),
         "rows": rows,
@@ -123,7 +127,7 @@ class StudyRun:
                 folder.forget_record()
         done = self._done()
         reused = list(done)
-        planner: Planner = RungPlanner(self.plan, rungs, self.ledger) if rungs else GridPlanner(self.plan)
+        planner = self._planner()
         mirror = BackgroundMirror(Mirror(self.ledger, study, tracking_uri))
         for trial_id in mirror.mirror.behind():
             mirror.add(trial_id)
@@ -142,7 +146,14 @@ class StudyRun:
             trouble = mirror.close()
             self._log(begun, trained, reused)
         statuses = {trial.id: self.ledger.trial(trial.id).status() for trial in self.plan.trials}
-        return Outcome(trained, reused, statuses, self.stop.is_set(), trouble)
+        enough = planner.told if isinstance(planner, PredictPlanner) else ""
+        return Outcome(trained, reused, statuses, self.stop.is_set(), trouble, enough)
+
+    def _planner(self) -> Planner:
+        grid = self.plan.grid
+        if grid.predict is not None:
+            return PredictPlanner(self.plan, grid.predict, self.ledger)
+        return RungPlanner(self.plan, grid.rungs, self.ledger) if grid.rungs else GridPlanner(self.plan)
 
     def _done(self) -> dict[str, str]:
         found = {}

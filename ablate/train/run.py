@@ -61,6 +61,14 @@ class Run:
         """Mean training loss and gradient norm since the last call."""
         raise NotImplementedError
 
+    def rate(self) -> float:
+        """The learning rate of the last step; nan where there is none."""
+        return math.nan
+
+    def cooled_steps(self) -> int:
+        """How many of the last steps had less than the highest learning rate, since that was last in force."""
+        return 0
+
     def state(self) -> State:
         raise NotImplementedError
 
@@ -208,6 +216,13 @@ class TrainingRun(Run):
         self.norm_sum.zero_()
         self.summed = 0
         return means
+
+    def rate(self) -> float:
+        return self.spec.train.lr * self.schedule.factor(max(self.step - 1, 0), self.steps)
+
+    def cooled_steps(self) -> int:
+        factors = [self.schedule.factor(step, self.steps) for step in range(self.step)]
+        return factors[::-1].index(max(factors)) if factors else 0
 
     def state(self) -> State:
         return {

@@ -195,7 +195,7 @@ class Trial:
                 self.save()
         loss, norm = run.take_means()  # waits for the device
         self._clock()
-        self._row("batch", loss, grad_norm=norm)
+        self._row("batch", loss, grad_norm=norm, lr=run.rate())
         self._evaluate()
         yield self.progress()
 
@@ -291,6 +291,7 @@ class Trial:
             "train_flops_6nd": cost.flops_6n * tokens,
             "tokens": tokens,
             "steps": run.step,
+            "cooled_steps": run.cooled_steps(),
             "epochs": tokens / run.task.train_tokens,
             "data": run.task.facts(),
             "tokens_per_s": tokens / self.train_s if self.train_s else None,

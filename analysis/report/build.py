@@ -13,8 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from analysis import plots
 from analysis.columns import CELL
+from analysis.curves import compute_curves
 from analysis.diagnostics import study_diagnostics
 from analysis.report.capacity import Capacity, capacity_section
+from analysis.report.scaling import Scaling, scaling_section
 from analysis.report.words import (
     baseline_lines,
     cell_rows,
@@ -55,24 +57,30 @@ def write_report(results: Path, study: str) -> Report:
     cells = comparison_table(table, facts["baseline"])
     overall = overall_table(table, facts["baseline"])
     first = finished(table[table["stage"] == table["stage"].iloc[0]])
-    fits = fit_variants(first, y=loss_of(first)) if len(first) else pd.DataFrame(columns=["variant"])
-    curves = study_curves(results, study)
+    curves, by_compute = study_curves(results, study), compute_curves(results, study)
+    by_compute.to_csv(folder / "curves.csv", index=False)
+    scaling = (
+        scaling_section(first, by_compute, facts["baseline"], loss_of(first), facts.get("predict"))
+        if len(first)
+        else Scaling()
+    )
+    fits = fit_variants(scaling.kept, y=loss_of(first)) if len(first) else pd.DataFrame(columns=["variant"])
     figures = _figures(table, first, cells, fits, curves, facts)
     capacity = capacity_section(table, curves, study_diagnostics(results, study), _largest_cell(finished(table)))
-    figures |= {name: _figure(*drawn) for name, drawn in capacity.figures.items()}
+    figures |= {name: _figure(*drawn) for name, drawn in (scaling.figures | capacity.figures).items()}
     for name, figure in figures.items():
         (folder / f"{name}.svg").write_bytes(figure["svg"])
     transfer = _transfer(facts, table)
     if len(transfer[0]):
         wide(*transfer).to_csv(folder / "transfer.csv", index=False)
-    for name, part in (("capacity", capacity.table), ("heads", capacity.heads)):
+    for name, part in (("capacity", capacity.table), ("heads", capacity.heads), ("left_out", scaling.dropped)):
         if len(part):
             part.to_csv(folder / f"{name}.csv", index=False)
     table.to_csv(folder / "trials.csv", index=False)
     cells.to_csv(folder / "comparison.csv", index=False)
     overall.to_csv(folder / "overall.csv", index=False)
     fits.drop(columns=["law"], errors="ignore").to_csv(folder / "fits.csv", index=False)
-    content = _content(facts, table, cells, overall, fits, figures, transfer, capacity)
+    content = _content(facts, table, cells, overall, fits, figures, transfer, capacity, scaling)
     environment = Environment(
         loader=PackageLoader("analysis.report"),
         autoescape=select_autoescape(["html.j2"]),
@@ -84,7 +92,12 @@ def write_report(results: Path, study: str) -> Report:
     for name in ("report.html", "report.md"):
         text = environment.get_template(f"{name}.j2").render(content)
         (folder / name).write_text(text, encoding="utf-8")
-    lines = summary_lines(facts, cells, overall) + lower_bounds(table) + transfer_lines(*transfer)
+    lines = (
+        summary_lines(facts, cells, overall)
+        + lower_bounds(table)
+        + transfer_lines(*transfer)
+        + scaling.prediction_lines
+    )
     return Report(folder / "report.html", folder / "report.md", "\n".join(lines))
 
 
@@ -106,6 +119,7 @@ def _content(
     figures: dict[str, dict[str, Any]],
     transfer: tuple[pd.DataFrame, pd.DataFrame],
     capacity: Capacity,
+    scaling: Scaling,
 ) -> dict[str, Any]:
     """Everything that the templates print, as text."""
     status = table["status"].value_counts().to_dict()
@@ -129,6 +143,7 @@ def _content(
         "lower_bounds": lower_bounds(table),
         "transfer": transfer_rows(*transfer),
         "fits": fit_rows(fits),
+        "scaling": scaling,
         "capacity": capacity,
         "figures": figures,
         "mixed": mixed_environments(table),
