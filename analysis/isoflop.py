@@ -60,7 +60,8 @@ def isoflop(
     table = _table(parts, plain, method)
     accepted = table["accepted"].to_numpy()
     if accepted.sum() < 2:
-        reasons = "; ".join(f"{each.budget}: {each.reason}" for each in table[~accepted].itertuples())
+        refused = table[~accepted].groupby("reason", sort=False)
+        reasons = "; ".join(f"{_named(rows)}: {reason}" for reason, rows in refused)
         raise NotEnoughPoints(f"{accepted.sum()} budgets have a vertex, a power law needs at least 2 ({reasons})")
     params = _laws(parts, plain).iloc[0].to_dict()
     found = IsoFlop(params, warnings=_beware(table, method), vertices=table, method=method)

@@ -130,8 +130,8 @@ def _newton(problem: Problem, theta: Array, objective: Objective, steps: int, fl
             break
         part = problem.only(rows)
         g, H, M = part.model(theta[rows], objective)
-        largest = np.abs(np.einsum("bkk->bk", M)).max(-1)  # a resample of few points may not know some parameters
-        ridge = (1e-12 * largest + 1e-300)[:, None, None] * np.eye(K)
+        # a resample of few points may not know some parameters; each by its own size, so that a term may vanish
+        ridge = (1e-12 * np.abs(np.einsum("bkk->bk", M)) + 1e-300)[:, :, None] * np.eye(K)
         step = -_solved(H + damping[rows, None, None] * M + ridge, g)
         tried = theta[rows] + np.clip(step, -5.0, 5.0)
         new = part.value(tried, objective)

@@ -97,9 +97,9 @@ class Optimum:
 
 def optima(kept: pd.DataFrame, curves: pd.DataFrame, measure: str = "loss") -> list[Optimum]:
     """Approaches 1 to 3 of Hoffmann et al. 2022 on the trials and the curves of one variant: n without embeddings,
-    d tokens, c the FLOPs as executed. Empty unless at least three sizes were trained at several budgets each."""
+    d tokens, c the FLOPs as executed. Empty below three sizes, two computes, or `SHAPES` pairs of n and d."""
     points = mean_points(kept, measure)
-    if points["n"].nunique() < 3 or points.groupby("n")["d"].nunique().max() < 2 or len(points) < SHAPES:
+    if points["n"].nunique() < 3 or points["c"].nunique() < 2 or len(points) < SHAPES:
         return []
     k = float(np.exp(np.log(points["c"] / points["n"] / points["d"]).mean()))
     tried: tuple[tuple[str, Callable[[], Optimum]], ...] = (

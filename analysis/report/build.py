@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from analysis import plots
 from analysis.columns import CELL
 from analysis.curves import compute_curves
 from analysis.diagnostics import study_diagnostics
+from analysis.figure import svg
 from analysis.report.capacity import Capacity, capacity_section
 from analysis.report.scaling import Scaling, scaling_section
 from analysis.report.words import (
@@ -32,8 +32,6 @@ from analysis.table import finished, read_study, study_curves, study_table
 from analysis.tables import comparison_table, metric_of, mixed_environments, overall_table
 from analysis.transfer import downstream, pretrained, wide
 from analysis.variants import fit_variants
-
-WIDTH_IN = 7.2
 
 
 @dataclass(frozen=True)
@@ -224,21 +222,5 @@ def _largest_cell(done: pd.DataFrame) -> dict[str, str] | None:
 
 
 def _figure(caption: str, draw: Any, height_in: float) -> dict[str, Any]:
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-    FigureCanvasSVG(figure)
-    ax = figure.add_subplot()
-    ax.spines[["top", "right"]].set_visible(False)
-    draw(ax)
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "ablate"}):  # else the ids in it are new each time
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    return {
-        "caption": caption,
-        "svg": svg,
-        "uri": "data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
-    }
+    drawn = svg(draw, height_in)
+    return {"caption": caption, "svg": drawn, "uri": "data:image/svg+xml;base64," + base64.b64encode(drawn).decode()}
