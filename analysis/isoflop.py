@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
@@ -37,16 +38,17 @@ class IsoFlop(Allocation):
     method: str = "parabola"
 
 
-def isoflop(
-    points: pd.DataFrame,
-    method: str = "parabola",
-    budget: str | None = None,
-    tolerance: float = TOLERANCE,
-    delta: float | None = None,
-    around: int | None = None,
-    draws: int = 1000,
-    seed: int = 0,
-) -> IsoFlop:
+class How(TypedDict, total=False):
+    """How vertices are found: see `vertices`."""
+
+    method: str
+    budget: str | None
+    tolerance: float
+    delta: float | None
+    around: int | None
+
+
+def isoflop(points: pd.DataFrame, draws: int = 1000, seed: int = 0, **how: Unpack[How]) -> IsoFlop:
     """n_opt = n_coef c^n_exponent and d_opt = d_coef c^d_exponent, by least squares on the logarithms of the accepted
     `vertices`.
 
@@ -55,27 +57,19 @@ def isoflop(
     together; 0 leaves them out. With few runs in a budget they are too wide: by a third with twelve. Raises
     `NotEnoughPoints` unless two budgets have an accepted vertex.
     """
-    parts = _parts(points, method, budget, tolerance, around)
-    plain = [_vertex(part, np.ones((1, len(part.loss))), method, delta) for part in parts]
-    table = _table(parts, plain, method)
+    parts, plain, table = _found(points, **how)
     accepted = table["accepted"].to_numpy()
     if accepted.sum() < 2:
         refused = table[~accepted].groupby("reason", sort=False)
         reasons = "; ".join(f"{_named(rows)}: {reason}" for reason, rows in refused)
         raise NotEnoughPoints(f"{accepted.sum()} budgets have a vertex, a power law needs at least 2 ({reasons})")
     params = _laws(parts, plain).iloc[0].to_dict()
+    method = how.get("method", METHODS[0])
     found = IsoFlop(params, warnings=_beware(table, method), vertices=table, method=method)
-    return _resampled(found, parts, delta, draws, seed) if draws else found
+    return _resampled(found, parts, how.get("delta"), draws, seed) if draws else found
 
 
-def vertices(
-    points: pd.DataFrame,
-    method: str = "parabola",
-    budget: str | None = None,
-    tolerance: float = TOLERANCE,
-    delta: float | None = None,
-    around: int | None = None,
-) -> pd.DataFrame:
+def vertices(points: pd.DataFrame, **how: Unpack[How]) -> pd.DataFrame:
     """The n of the lowest loss of each budget, a row each: budget, c (the geometric mean of its runs'), n, d, loss,
     points (runs), sizes (different n), n_min and n_max, accepted, reason (of a refusal), curvature (d^2 loss /
     d (log n)^2 of a parabola). n, d and loss are missing where a vertex is refused.
@@ -90,9 +84,21 @@ def vertices(
     c = 6 n d.
     Budgets are those of the column `budget`, else `group_budgets` of c. Raises `BadPoints`.
     """
+    return _found(points, **how)[2]
+
+
+def _found(
+    points: pd.DataFrame,
+    method: str = METHODS[0],
+    budget: str | None = None,
+    tolerance: float = TOLERANCE,
+    delta: float | None = None,
+    around: int | None = None,
+) -> tuple[list[_Part], list[_Vertex], pd.DataFrame]:
+    """The budgets, the vertex of each, and these as a table."""
     parts = _parts(points, method, budget, tolerance, around)
     plain = [_vertex(part, np.ones((1, len(part.loss))), method, delta) for part in parts]
-    return _table(parts, plain, method)
+    return parts, plain, _table(parts, plain, method)
 
 
 def group_budgets(c: Array, tolerance: float = TOLERANCE) -> Array:

@@ -1,12 +1,21 @@
-"""Where every form of a law is tried: inputs, true parameters, noise."""
+"""Where laws are tried: of every form inputs, true parameters and noise; and points that were published."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
+from conftest import SHARED
 
 from analysis.fit import ScalingLaw
+
+SCALING = SHARED / "reference" / "scaling"
+
+
+def reference(name: str) -> pytest.MarkDecorator:
+    """Skips a test, by the file's name, where the published points are not at hand."""
+    return pytest.mark.skipif(not (SCALING / name).is_file(), reason=f"reference data: {name}")
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from designs import SCALING, reference
 
 from analysis.errors import AnalysisError
 from analysis.gates import GATES, Limits, applied, gate
 from analysis.table import read_table
 
-SCALING = Path(__file__).parents[2] / "shared" / "reference" / "scaling"
 RATES = (1e-3, 2e-3, 4e-3)
 BEST = 2e-3
 
@@ -271,7 +270,7 @@ def test_row_labels_stay_even_where_they_repeat() -> None:
     assert list(kept.index) == [0, 0, 1, 1, 2, 2] and list(dropped.index) == [3, 3]
 
 
-@pytest.mark.skipif(not (SCALING / "misfitting_final.csv").is_file(), reason="reference data: misfitting_final.csv")
+@reference("misfitting_final.csv")
 def test_the_best_rates_of_published_sweeps() -> None:
     """Li et al. 2025: 81 cells of N and D are left, each with its lowest loss."""
     table = pd.read_csv(SCALING / "misfitting_final.csv")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from designs import SCALING
 from scipy.interpolate import Akima1DInterpolator
 from scipy.optimize import minimize
 
@@ -15,7 +15,6 @@ from analysis.fit import BadPoints, NotEnoughPoints, ScalingLaw
 from analysis.isoflop import group_budgets, isoflop, vertices
 from analysis.optimal import allocation, power_laws
 
-SCALING = Path(__file__).parents[2] / "shared" / "reference" / "scaling"
 PORIAN = [SCALING / f"porian_{name}.csv" for name in ("isoflop_points", "optimal_pairs", "published_fits")]
 CONFIGURATION = ["file", "dataset", "hparams", "warmup", "decay", "param_count", "val"]
 ISOFLOPS = SCALING / "isoflops.csv"
@@ -88,7 +87,7 @@ def test_a_parabola_is_the_least_squares_fit_to_all_runs_of_a_budget() -> None:
 
 def test_akima_takes_the_mean_over_repeats() -> None:
     points = pd.concat([budget(1e20).assign(loss=lambda t, s=s: t["loss"] + s * t["n"].rank() / 200) for s in (1, 5)])
-    row = vertices(points, "akima").iloc[0]
+    row = vertices(points, method="akima").iloc[0]
     means = points.groupby("n")["loss"].mean()
     curve = Akima1DInterpolator(np.log(means.index), np.log(means))
     fine = np.linspace(np.log(means.index[0]), np.log(means.index[-1]), 20001)
@@ -147,10 +146,10 @@ def test_what_is_no_minimum_is_refused(kind: str, reason: str) -> None:
 
 @pytest.mark.parametrize(("centre", "accepted"), [(2.5, True), (12.0, False), (0.08, False)])
 def test_the_lowest_of_akima_at_an_end_is_refused(centre: float, accepted: bool) -> None:
-    row = vertices(budget(1e20, centre=centre), "akima").iloc[0]
+    row = vertices(budget(1e20, centre=centre), method="akima").iloc[0]
     assert row["accepted"] == accepted
     assert row["reason"].startswith("" if accepted else "the lowest loss is at an end of the sampled n")
-    few = vertices(bad(1e20, "few"), "akima").iloc[0]
+    few = vertices(bad(1e20, "few"), method="akima").iloc[0]
     assert few["reason"] == "2 different n, akima needs at least 3"
 
 
@@ -246,7 +245,7 @@ def test_points_must_be_whole(wrong: Any, message: str) -> None:
 
 def test_what_is_not_known_is_refused() -> None:
     with pytest.raises(BadPoints, match="unknown method 'spline'; known: parabola, akima"):
-        isoflop(runs(), "spline")
+        isoflop(runs(), method="spline")
     with pytest.raises(BadPoints, match="no column budget"):
         vertices(runs(), budget="budget")
 

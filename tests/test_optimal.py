@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from designs import SCALING, reference
 from scipy.optimize import brentq, minimize_scalar
 
 from analysis.fit import BadPoints, NotEnoughPoints, ScalingLaw
 from analysis.forms_user import UserLaw
 from analysis.optimal import Allocation, allocation, compute_optimal, frontier, optimal_tokens, power_laws
 
-SCALING = Path(__file__).parents[2] / "shared" / "reference" / "scaling"
 EPOCH = SCALING / "chinchilla_epoch.csv"
 BUDGETS = np.array([1e18, 1e21, 1e25])
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}  # arXiv:2203.15556, equation 10
@@ -308,7 +307,7 @@ def test_an_allocation_without_resamples_has_no_intervals() -> None:
     assert found.ci95 == {} == found.se
 
 
-@pytest.mark.skipif(not EPOCH.is_file(), reason="reference data: chinchilla_epoch.csv")
+@reference("chinchilla_epoch.csv")
 def test_the_exponent_of_the_chinchilla_reconstruction() -> None:
     """Besiroglu et al. 2024, arXiv:2404.10102: 240 points, 4,000 resamples of numpy's legacy generator, seed 42."""
     table = pd.read_csv(EPOCH)

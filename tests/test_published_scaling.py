@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
+from designs import SCALING
 
 from analysis.fit import ScalingLaw
-
-SCALING = Path(__file__).parents[2] / "shared" / "reference" / "scaling"
 
 
 def load(name: str) -> pd.DataFrame:

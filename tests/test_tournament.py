@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
+from designs import SCALING, reference
 
 from analysis.fit import BadPoints, ScalingLaw
 from analysis.forms_user import UnknownForm
 from analysis.heldout import held_out
 from analysis.tournament import FORMS, OBJECTIVES, Contestant, Disagreement, crossed, tournament
 
-SCALING = Path(__file__).parents[2] / "shared" / "reference" / "scaling"
 C = np.geomspace(1e15, 1e21, 40)
 BENT = 1.7 + 3000 * C**-0.2
 PAIR = crossed([Contestant("power_offset"), Contestant("power")], ["l2_log"])
@@ -115,7 +113,7 @@ def test_one_contestant_alone_agrees_with_nobody() -> None:
         found.predict({"c": C[-1:]})
 
 
-@pytest.mark.skipif(not (SCALING / "misfitting_final.csv").is_file(), reason="reference data: misfitting_final.csv")
+@reference("misfitting_final.csv")
 def test_public_data_on_which_an_offset_does_not_help() -> None:
     """The best learning rates of Li et al. 2025: E = 0 predicts as well as a free E, and the two part far away."""
     table = pd.read_csv(SCALING / "misfitting_final.csv")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
-from designs import DESIGNS
+from designs import DESIGNS, SCALING, reference
 from scipy.optimize import curve_fit, minimize
 
 from analysis.fit import BadPoints, NotEnoughPoints, ScalingLaw
@@ -23,13 +21,8 @@ from analysis.intervals import (
 from analysis.profiles import Held, profile
 from analysis.resampling import resampled, resampled_groups, resampled_pairs, resampled_within
 
-SCALING = Path(__file__).parents[2] / "shared" / "reference" / "scaling"
 X = np.geomspace(1e15, 1e21, 60)
 REPEATS, LOW, HIGH = 200, 0.92, 0.98  # what 200 repetitions of a sound 95 % interval cover
-
-
-def reference(name: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(not (SCALING / name).is_file(), reason=f"reference data: {name}")
 
 
 def noisy(seed: int, x: np.ndarray = X, E: float = 1.7, noise: float = 0.01) -> np.ndarray:
