@@ -77,4 +77,5 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
+    """A number of numpy as one of Python."""
     return value.item() if isinstance(value, np.generic) else value

@@ -68,7 +68,7 @@ def test_a_true_parabola_is_found_exactly(delta: float | None) -> None:
 
 def test_akima_is_within_a_step_of_the_best_size() -> None:
     """Its grid has 25 points between neighbouring sizes: here 3 ** (1 / 3) apart in ratio."""
-    found = isoflop(runs(), "akima", draws=0)
+    found = isoflop(runs(), method="akima", draws=0)
     assert np.log(found.vertices["n"] / [best(c) for c in BUDGETS]).abs().max() < np.log(3) / 3 / 25
     assert found.params["n_exponent"] == pytest.approx(a, abs=2e-3)
     assert found.vertices["curvature"].isna().all() and found.warnings == []
@@ -269,13 +269,16 @@ def test_intervals_are_as_wide_as_estimates_spread(count: int, wider: float) -> 
 
 @pytest.mark.parametrize("method", ["parabola", "akima"])
 def test_resamples_are_of_runs_within_their_budgets(method: str) -> None:
-    found = isoflop(noisy(0), method, draws=50, seed=3)
-    again, other = isoflop(noisy(0), method, draws=50, seed=3), isoflop(noisy(0), method, draws=50, seed=4)
+    found = isoflop(noisy(0), method=method, draws=50, seed=3)
+    again, other = (
+        isoflop(noisy(0), method=method, draws=50, seed=3),
+        isoflop(noisy(0), method=method, draws=50, seed=4),
+    )
     assert found.se == again.se != other.se
     assert len(found.samples) == 50 and set(found.samples) == set(found.params)
     exponents = found.samples["n_exponent"] + found.samples["d_exponent"]
     assert exponents.tolist() == pytest.approx([1] * 50, abs=1e-9)  # n and d of a run stay together
-    none = isoflop(noisy(0), method, draws=0)
+    none = isoflop(noisy(0), method=method, draws=0)
     assert none.ci95 == {} and none.params == found.params
 
 
@@ -309,7 +312,7 @@ def test_the_exponents_of_porian_et_al() -> None:
         assert stored["n_exponent"] == pytest.approx(row["n_exponent"], abs=1e-6)
         assert stored["d_exponent"] == pytest.approx(row["t_exponent"], abs=1e-6)
         assert stored["n_coef"] == pytest.approx(row["n_coef"], rel=1e-5)
-        akima.append(isoflop(points, "akima", draws=0).params["n_exponent"] - row["n_exponent"])
+        akima.append(isoflop(points, method="akima", draws=0).params["n_exponent"] - row["n_exponent"])
         parabola.append(isoflop(points, around=2, draws=0).params["n_exponent"] - row["n_exponent"])
     assert np.abs(akima).max() <= 0.0036
     assert np.abs(parabola).max() == pytest.approx(0.031, abs=5e-4)

@@ -310,7 +310,7 @@ def test_the_report_is_the_same_wherever_and_whenever(tmp_path: Path) -> None:
         made = write_report(root, "made")
         files = sorted(made.html.parent.iterdir())
         written.append((made.summary, [(file.name, file.read_bytes()) for file in files]))
-    assert written[0] == written[1] and len(written[0][1]) == 9
+    assert written[0] == written[1] and len(written[0][1]) == 10
     assert b"record.json is not whole" in dict(written[0][1])["report.html"]
 
 
