@@ -135,7 +135,8 @@ class ScalingLaw:
 
     def _told(self) -> None:
         self.samples_ = pd.DataFrame(self.law.named(self.thetas_, self.centre_))
-        self.se_ = {name: float(self.samples_[name].std()) for name in self.samples_}
+        with np.errstate(over="ignore", invalid="ignore"):  # coefficients that nothing holds
+            self.se_ = {name: float(self.samples_[name].std()) for name in self.samples_}
 
     def _inputs(self, x: Any) -> Array:
         """The logarithms of the inputs, (n, inputs)."""

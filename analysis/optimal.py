@@ -41,7 +41,8 @@ class Allocation:
     @property
     def se(self) -> dict[str, float]:
         """Standard deviations of the resamples."""
-        return {name: float(self.samples[name].std()) for name in self.samples}
+        with np.errstate(over="ignore", invalid="ignore"):
+            return {name: float(self.samples[name].std()) for name in self.samples}
 
     @property
     def ci95(self) -> dict[str, tuple[float, float]]:
