@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ablate.errors import UserError, plural
 
 if TYPE_CHECKING:
-    from ablate.plan import Plan
+    from ablate.rows import Plan
     from ablate.run.executor import Executor
     from ablate.run.study import Outcome
 

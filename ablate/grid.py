@@ -12,6 +12,7 @@ seeds: 3                        # or a list of seeds
 stages: {name: {from: name, seeds: 3, axes: {}, dotted.path: value}}   # one after the other: see `stages.py`
 rungs: {at: [0.3], keep: 0.5}   # of the seeds of a row, the best go on: see `rungs.py`
 predict: {flops: 1e18, within: 0.02}        # only what tells the loss there: see `prediction.py`
+tune: {train.lr: {low: 1e-3, high: 1e-2}}   # every variant alike: see `tuning.py`
 plugins: [my_variants.py]
 """
 
@@ -35,6 +36,7 @@ from ablate.prediction import Prediction, prediction
 from ablate.rungs import Rungs, rungs
 from ablate.spec import SECTIONS
 from ablate.stages import Stage, stages
+from ablate.tuning import Tune, tuning
 from ablate.yamlfile import Document, parse_scalar, read_yaml
 
 KEYS = (
@@ -50,6 +52,7 @@ KEYS = (
     "stages",
     "rungs",
     "predict",
+    "tune",
     "plugins",
 )
 BUDGETS = ("tokens_per_param", "tokens", "flops")
@@ -122,6 +125,7 @@ class Grid:
     stages: tuple[Stage, ...]
     rungs: Rungs | None
     predict: Prediction | None
+    tune: Tune | None
     plugins: tuple[Path, ...]
 
     @property
@@ -159,6 +163,7 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
         stages=stages(document),
         rungs=rungs(document),
         predict=prediction(document),
+        tune=tuning(document),
         plugins=plugins,
     )
 

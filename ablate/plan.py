@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,74 +17,10 @@ from ablate.errors import UserError
 from ablate.grid import Budget, Grid, Variant
 from ablate.match import TARGETS, Candidate, Matcher, Unmatched
 from ablate.resolve import Resolver
+from ablate.rows import Plan, PlannedTrial, Row, Sweep, trials_of
 from ablate.spec import DataSpec, Resources, TrainSpec, TrialSpec, to_tree
 from ablate.stages import Stage
 from ablate.train.start import refuse_misfits
-
-
-@dataclass(frozen=True)
-class Row:
-    """One variant at one size, axis setting and budget: its trials differ in the seed alone."""
-
-    variant: str
-    size: str
-    axes: str
-    budget: str
-    spec: TrialSpec  # with seed 0
-    cost: Cost
-    residuals: Mapping[str, float]  # variant / baseline - 1, of parameters and FLOPs
-    solved: Mapping[str, int]  # sizes that matching chose
-    differs_in: tuple[str, ...]
-    confounded: bool
-    axis_values: Mapping[str, Any]
-    stage: str = ""
-    seeds: tuple[int, ...] = (0,)
-    parent: Row | None = None  # whose trials' weights these begin from
-
-    @property
-    def cell(self) -> str:
-        """Stage, size, axes and budget as a label."""
-        return ", ".join(each for each in (self.stage, self.size, self.axes, self.budget) if each)
-
-    @property
-    def tokens(self) -> int:
-        return self.spec.train.tokens_at(self.spec.train.steps)
-
-    @property
-    def flops(self) -> float:
-        """Executed training FLOPs of one trial."""
-        return self.cost.flops_train * self.tokens
-
-
-@dataclass(frozen=True)
-class PlannedTrial:
-    """One training run of a plan: a row with one of the seeds."""
-
-    id: str
-    spec: TrialSpec
-    row: Row
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a grid comes to. `facts` describes the data: see `Task.facts`."""
-
-    grid: Grid
-    rows: tuple[Row, ...]
-    trials: tuple[PlannedTrial, ...]
-    facts: Mapping[str, Any]
-
-    @property
-    def baseline(self) -> str:
-        return self.grid.variants[0].name
-
-    def trials_of(self, row: Row) -> list[PlannedTrial]:
-        """The trials of one row: its seeds, of each model that they begin from."""
-        return [trial for trial in self.trials if trial.row is row]
-
-    @property
-    def total_flops(self) -> float:
-        return sum(trial.row.flops for trial in self.trials)
 
 
 def make_plan(grid: Grid, cache: Path) -> Plan:
@@ -92,25 +28,27 @@ def make_plan(grid: Grid, cache: Path) -> Plan:
 
     Raises `UserError` naming the place in the grid for whatever cannot be run as asked.
     """
-    rows: list[Row] = []
+    found: list[tuple[Row, Draft]] = []
     planner = _Planner(grid, cache)
     for size in grid.sizes:
         for axes in grid.axes:
-            rows += planner.cell(size, axes)
+            found += planner.cell(size, axes)
+    rows = [row for row, _ in found]
     trials: dict[str, PlannedTrial] = {}
     of_row: dict[int, list[PlannedTrial]] = {}
     for row in rows:  # a stage's rows come after those that they begin from
         parents = [None] if row.parent is None else [trial.id for trial in of_row[id(row.parent)]]
-        of_row[id(row)] = made = []
-        for parent in parents:
-            for seed in row.seeds:
-                spec = replace(row.spec, seed=seed, parent=parent)
-                trial = PlannedTrial(spec.trial_id, spec, row)
-                if other := trials.get(trial.id):
-                    raise planner.duplicate(row, other.row)
-                trials[trial.id] = trial
-                made.append(trial)
-    return Plan(grid, tuple(rows), tuple(trials.values()), planner.facts(rows))
+        of_row[id(row)] = trials_of(row, parents)
+        for trial in of_row[id(row)]:
+            if other := trials.get(trial.id):
+                raise planner.duplicate(row, other.row)
+            trials[trial.id] = trial
+    plan = Plan(grid, tuple(rows), tuple(trials.values()), planner.facts(rows))
+    if grid.tune is None:
+        return plan
+    sweeps = tuple(Sweep(row, draft, grid.tune) for row, draft in found)
+    tried = [sweep.tried(values) for sweep in sweeps for values in grid.tune.values()]
+    return replace(plan, rows=(), trials=(), sweeps=sweeps).with_rows(tried)
 
 
 class _Planner(Resolver):
@@ -120,8 +58,9 @@ class _Planner(Resolver):
         super().__init__(grid, cache)
         self._solved: dict[tuple[Any, ...], Candidate] = {}  # axes of training repeat the same architectures
 
-    def cell(self, size: Choice, axes: Choice) -> list[Row]:
-        """The rows of all stages and variants at one size and axis setting, the baseline's first in each stage."""
+    def cell(self, size: Choice, axes: Choice) -> list[tuple[Row, Draft]]:
+        """The rows of all stages and variants at one size and axis setting, the baseline's first in each stage, and
+        what each was made of."""
         rows: list[Row] = []
         drafts: dict[int, Draft] = {}  # of the rows so far: what the stages after them begin with
         for stage in self.grid.stages:
@@ -137,7 +76,7 @@ class _Planner(Resolver):
                 for row, draft in found:
                     drafts[id(row)] = draft
                     rows.append(row)
-        return rows
+        return [(row, drafts[id(row)]) for row in rows]
 
     def afresh(
         self, stage: Stage, common: Draft, size: Choice, axes: Choice, own: Choice

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ablate.errors import plural
-from ablate.plan import Plan, Row
+from ablate.rows import Plan, Row
 from ablate.run.ledger import Ledger
 
 

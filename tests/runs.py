@@ -25,7 +25,8 @@ from ablate import registry
 from ablate.cli import main
 from ablate.data.corpora import resolve
 from ablate.grid import load_grid
-from ablate.plan import Plan, make_plan
+from ablate.plan import make_plan
+from ablate.rows import Plan
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.local import LocalExecutor
 from ablate.run.study import Outcome, StudyRun

@@ -11,7 +11,8 @@ from conftest import ROOT, SHARED
 
 from ablate.grid import load_grid
 from ablate.match import TARGETS
-from ablate.plan import Plan, make_plan
+from ablate.plan import make_plan
+from ablate.rows import Plan
 
 GRIDS = sorted((ROOT / "experiments").glob("*.yaml"))
 HEADER = ("Question", "Papers?", "Cost", "Expected")

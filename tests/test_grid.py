@@ -13,8 +13,9 @@ import pytest
 from ablate.cli import main
 from ablate.errors import UserError
 from ablate.grid import load_grid
-from ablate.plan import Plan, Row, make_plan
+from ablate.plan import make_plan
 from ablate.planview import match_residual
+from ablate.rows import Plan, Row
 from ablate.spec import TrialSpec
 from ablate.yamlfile import parse_scalar, parse_yaml
 

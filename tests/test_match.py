@@ -16,7 +16,8 @@ from ablate.cost import count, params_only
 from ablate.errors import UserError
 from ablate.grid import load_grid
 from ablate.match import Matcher, Unmatched
-from ablate.plan import Plan, Row, make_plan
+from ablate.plan import make_plan
+from ablate.rows import Plan, Row
 from ablate.spec import ArchSpec, Component
 
 BASE = """\

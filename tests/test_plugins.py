@@ -17,7 +17,8 @@ from ablate import registry
 from ablate.cli import main
 from ablate.errors import UserError
 from ablate.grid import load_grid
-from ablate.plan import Plan, make_plan
+from ablate.plan import make_plan
+from ablate.rows import Plan
 
 EXAMPLE = ROOT / "docs" / "examples" / "my_variants.py"
 GRID = """\

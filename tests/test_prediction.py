@@ -11,7 +11,8 @@ import pytest
 
 from ablate.errors import UserError
 from ablate.grid import load_grid
-from ablate.plan import Plan, make_plan
+from ablate.plan import make_plan
+from ablate.rows import Plan
 from ablate.run.ledger import Ledger
 from ablate.run.predict_planner import BATCH, PredictPlanner
 from analysis.prediction import enough, law_of_variants, predicted, to_run

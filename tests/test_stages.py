@@ -14,7 +14,8 @@ from runs import new_results, run_study
 
 from ablate.errors import UserError
 from ablate.grid import load_grid
-from ablate.plan import Plan, make_plan
+from ablate.plan import make_plan
+from ablate.rows import Plan
 from ablate.run.ledger import Ledger
 from ablate.train.run import TrainingRun
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ablate import registry
-from ablate.plan import Plan, PlannedTrial, Row
+from ablate.rows import Plan, PlannedTrial, Row
 from ablate.run.ledger import Ledger
 from ablate.rungs import Rungs
 from ablate.tasks.base import Task

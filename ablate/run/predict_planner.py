@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ablate.plan import Plan, PlannedTrial
 from ablate.prediction import Prediction
+from ablate.rows import Plan, PlannedTrial
 from ablate.run.ledger import Ledger
 from ablate.run.planner import Ask
 from analysis.errors import AnalysisError

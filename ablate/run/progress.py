@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from ablate.plan import PlannedTrial
+from ablate.rows import PlannedTrial
 from ablate.run.worker import Event
 
 SHOWN = 8  # running trials listed at once
@@ -41,6 +41,11 @@ class ProgressView:
         )
         self._task = self._bar.add_task("training", total=1.0, words="")
         self._live: Live | None = None
+
+    def add(self, trials: Mapping[str, PlannedTrial]) -> None:
+        """More trials than were known of."""
+        self.trials = {**self.trials, **trials}
+        self.total = len(self.trials)
 
     def __enter__(self) -> ProgressView:
         if self.console.is_terminal:

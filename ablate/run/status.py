@@ -21,7 +21,9 @@ def study_status(ledger: Ledger, name: str) -> dict[str, Any]:
         record = folder.record()
         state = str(record["status"]) if record else folder.status()
         counts[state] += 1
-        labels = {key: trial[key] for key in ("id", "stage", "variant", "size", "axes", "budget", "seed")}
+        labels = {key: trial[key] for key in ("id", "stage", "variant", "size", "axes", "budget", "seed")} | {
+            "tuned": trial.get("tuned", {})
+        }
         loss = record["metrics"]["loss"] if record else None
         error = record.get("error") if record else None
         trials.append({**labels, "status": state, "loss": loss, "error": error})
@@ -33,6 +35,7 @@ def print_status(tree: dict[str, Any]) -> None:
     counts = ", ".join(f"{tree[state]} {state}" for state in STATES if tree[state])
     print(f"{tree['study']}: {plural(tree['total'], 'trial')}: {counts}")
     for trial in tree["trials"]:
-        cell = ", ".join(each for each in (trial[key] for key in CELL) if each)
+        tuned = [f"{path}={value:g}" for path, value in trial.get("tuned", {}).items()]
+        cell = ", ".join(each for each in (*(trial[key] for key in CELL), *tuned) if each)
         result = f"loss {trial['loss']:.4f}" if trial["loss"] is not None else trial["error"] or ""
         print(f"  {trial['id']}  {trial['status']:<8}  {trial['variant']} ({cell}) seed {trial['seed']}  {result}")

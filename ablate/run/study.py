@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from types import FrameType
@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from ablate import registry
-from ablate.plan import Plan, PlannedTrial
 from ablate.resolve import default_gpus
+from ablate.rows import Plan, PlannedTrial
 from ablate.run.executor import Executor, give_up
 from ablate.run.files import append_json, write_json, write_text
 from ablate.run.ledger import Ledger
@@ -23,6 +23,7 @@ from ablate.run.planner import Ask, GridPlanner, Planner, RungPlanner
 from ablate.run.predict_planner import PredictPlanner
 from ablate.run.progress import ProgressView
 from ablate.run.tracking import BackgroundMirror, Mirror
+from ablate.run.tune_planner import TunePlanner
 from ablate.run.worker import Event
 from ablate.spec import Resources
 from ablate.train.trial import Job, plan_trial
@@ -61,6 +62,7 @@ def study_tree(plan: Plan) -> dict[str, Any]:
                 "params_total": row.cost.params_total,
                 "flops_per_token": row.cost.flops_forward,
                 "residuals": dict(row.residuals),
+                "tuned": dict(row.tuned),
                 "solved": dict(row.solved),
                 "differs_in": list(row.differs_in),
                 "confounded": row.confounded,
@@ -72,6 +74,7 @@ def study_tree(plan: Plan) -> dict[str, Any]:
         "baseline": plan.baseline,
         "match": plan.grid.match,
         "tolerance": plan.grid.tolerance,
+        "tune": None if plan.grid.tune is None else list(plan.grid.tune.paths),
         "predict": None if plan.grid.predict is None else asdict(plan.grid.predict),
         "stages": [{"name": stage.name, "from": stage.parent} for stage in plan.grid.stages if stage.name],
         "data": dict(plan.facts),
@@ -86,6 +89,7 @@ def study_tree(plan: Plan) -> dict[str, Any]:
                 "size": trial.row.size,
                 "axes": trial.row.axes,
                 "axis_values": dict(trial.row.axis_values),
+                "tuned": dict(trial.row.tuned),
                 "budget": trial.row.budget,
                 "seed": trial.spec.seed,
                 "train_flops": trial.row.flops,
@@ -117,17 +121,10 @@ class StudyRun:
 
     def run(self, tracking_uri: str, retry_failed: bool = False) -> Outcome:
         """Run to the end, or until a signal asks to stop. Raises `Fatal` when the machine is at fault."""
+        planner = self._planner_of_whole_plan(retry_failed)
         study = write_study(self.ledger, self.plan)
-        rungs = self.plan.grid.rungs
-        again = {"failed"} if retry_failed else set()
-        again |= set() if rungs else {"stopped"}  # by a study that has some
-        for trial in self.plan.trials:
-            folder = self.ledger.trial(trial.id)
-            if folder.status() in again:
-                folder.forget_record()
         done = self._done()
         reused = list(done)
-        planner = self._planner()
         mirror = BackgroundMirror(Mirror(self.ledger, study, tracking_uri))
         for trial_id in mirror.mirror.behind():
             mirror.add(trial_id)
@@ -138,6 +135,8 @@ class StudyRun:
         try:
             with self._signals(), view:
                 while not self.stop.is_set() and (batch := planner.next(done)):
+                    if isinstance(planner, TunePlanner) and planner.plan is not self.plan:
+                        self._grow(planner.plan, mirror, view, done)
                     self._train(batch, view, mirror, trained)
                     done = self._done()
                 if not self.stop.is_set():
@@ -149,11 +148,35 @@ class StudyRun:
         enough = planner.told if isinstance(planner, PredictPlanner) else ""
         return Outcome(trained, reused, statuses, self.stop.is_set(), trouble, enough)
 
-    def _planner(self) -> Planner:
-        grid = self.plan.grid
+    def _grow(self, plan: Plan, mirror: BackgroundMirror, view: ProgressView, done: Mapping[str, str]) -> None:
+        """Go on with a plan that has more trials, which follow from those that have ended."""
+        self.plan = plan
+        mirror.mirror.study_is(write_study(self.ledger, plan))
+        view.add({trial.id: trial for trial in plan.trials if trial.id not in done})
+
+    def _planner_of_whole_plan(self, retry_failed: bool) -> Planner:
+        """The planner, with `plan` as it has become by the records; those that are to be tried again are forgotten
+        first."""
+        again = {"failed"} if retry_failed else set()
+        again |= set() if self.plan.grid.rungs else {"stopped"}  # by a study that has some
+        begun = self.plan
+        while True:
+            folders = [self.ledger.trial(trial.id) for trial in self.plan.trials]
+            forgotten = [folder for folder in folders if folder.status() in again]
+            for folder in forgotten:
+                folder.forget_record()
+            planner = self._planner(begun)
+            self.plan = planner.plan if isinstance(planner, TunePlanner) else begun
+            if not forgotten and len(folders) == len(self.plan.trials):
+                return planner
+
+    def _planner(self, plan: Plan) -> Planner:
+        grid = plan.grid
+        if grid.tune is not None:
+            return TunePlanner(plan, self.ledger)
         if grid.predict is not None:
-            return PredictPlanner(self.plan, grid.predict, self.ledger)
-        return RungPlanner(self.plan, grid.rungs, self.ledger) if grid.rungs else GridPlanner(self.plan)
+            return PredictPlanner(plan, grid.predict, self.ledger)
+        return RungPlanner(plan, grid.rungs, self.ledger) if grid.rungs else GridPlanner(plan)
 
     def _done(self) -> dict[str, str]:
         found = {}

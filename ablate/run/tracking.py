@@ -42,6 +42,10 @@ class Mirror:
         self._runs: dict[str, Any] = {}  # key -> run, of this study
         self._labels = {trial["id"]: trial for trial in study["trials"]}
 
+    def study_is(self, study: Mapping[str, Any]) -> None:
+        """The study has more trials than before."""
+        self.study, self._labels = study, {trial["id"]: trial for trial in study["trials"]}
+
     def _known(self) -> dict[str, Any]:
         """What was published to this URI before; nothing, when its database file is gone."""
         known = read_json(self._marks_file) or {}

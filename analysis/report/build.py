@@ -17,6 +17,7 @@ from analysis.diagnostics import study_diagnostics
 from analysis.figure import svg
 from analysis.report.capacity import Capacity, capacity_section
 from analysis.report.scaling import Scaling, scaling_section
+from analysis.report.tuning import Tuning, tuning_section
 from analysis.report.words import (
     baseline_lines,
     cell_rows,
@@ -31,6 +32,7 @@ from analysis.report.words import (
 from analysis.table import finished, read_study, study_curves, study_table
 from analysis.tables import comparison_table, metric_of, mixed_environments, overall_table
 from analysis.transfer import downstream, pretrained, wide
+from analysis.tuning import reported
 from analysis.variants import fit_variants
 
 
@@ -51,7 +53,9 @@ def write_report(results: Path, study: str) -> Report:
     folder = Path(results) / "studies" / study / "report"
     folder.mkdir(parents=True, exist_ok=True)
     facts = read_study(results, study)
-    table = study_table(results, study)
+    every = study_table(results, study)
+    table = reported(every, facts.get("tune"))
+    tuning = tuning_section(every, facts.get("tune") or [], facts["baseline"])
     cells = comparison_table(table, facts["baseline"])
     overall = overall_table(table, facts["baseline"])
     first = finished(table[table["stage"] == table["stage"].iloc[0]])
@@ -65,20 +69,28 @@ def write_report(results: Path, study: str) -> Report:
     fits = fit_variants(scaling.kept, y=loss_of(first)) if len(first) else pd.DataFrame(columns=["variant"])
     figures = _figures(table, first, cells, fits, curves, facts)
     capacity = capacity_section(table, curves, study_diagnostics(results, study), _largest_cell(finished(table)))
-    figures |= {name: _figure(*drawn) for name, drawn in (scaling.figures | capacity.figures).items()}
+    figures |= {
+        name: _figure(*drawn) for name, drawn in (scaling.figures | capacity.figures | tuning.figures).items()
+    }
     for name, figure in figures.items():
         (folder / f"{name}.svg").write_bytes(figure["svg"])
     transfer = _transfer(facts, table)
     if len(transfer[0]):
         wide(*transfer).to_csv(folder / "transfer.csv", index=False)
-    for name, part in (("capacity", capacity.table), ("heads", capacity.heads), ("left_out", scaling.dropped)):
+    for name, part in (
+        ("capacity", capacity.table),
+        ("heads", capacity.heads),
+        ("left_out", scaling.dropped),
+        ("sweeps", tuning.sweeps),
+        ("certificate", tuning.given),
+    ):
         if len(part):
             part.to_csv(folder / f"{name}.csv", index=False)
-    table.to_csv(folder / "trials.csv", index=False)
+    every.to_csv(folder / "trials.csv", index=False)
     cells.to_csv(folder / "comparison.csv", index=False)
     overall.to_csv(folder / "overall.csv", index=False)
     fits.drop(columns=["law"], errors="ignore").to_csv(folder / "fits.csv", index=False)
-    content = _content(facts, table, cells, overall, fits, figures, transfer, capacity, scaling)
+    content = _content(facts, table, cells, overall, fits, figures, transfer, capacity, scaling, tuning, every)
     environment = Environment(
         loader=PackageLoader("analysis.report"),
         autoescape=select_autoescape(["html.j2"]),
@@ -118,9 +130,11 @@ def _content(
     transfer: tuple[pd.DataFrame, pd.DataFrame],
     capacity: Capacity,
     scaling: Scaling,
+    tuning: Tuning,
+    every: pd.DataFrame,
 ) -> dict[str, Any]:
     """Everything that the templates print, as text."""
-    status = table["status"].value_counts().to_dict()
+    status = every["status"].value_counts().to_dict()
     rows: dict[tuple[str, ...], dict[str, Any]] = {
         (row.get("stage", ""), row["variant"], row["size"], row["axes"], row["budget"]): row for row in facts["rows"]
     }
@@ -134,7 +148,7 @@ def _content(
         "data_words": data_words(facts["data"]),
         "baselines": baseline_lines(facts),
         "counts": ", ".join(f"{n} {name}" for name, n in sorted(status.items())),
-        "n_trials": len(table),
+        "n_trials": len(every),
         "seeds": sorted(table["seed"].unique().tolist()),
         "cells": cell_rows(cells, rows),
         "verdicts": verdict_rows(overall),
@@ -142,12 +156,13 @@ def _content(
         "transfer": transfer_rows(*transfer),
         "fits": fit_rows(fits),
         "scaling": scaling,
+        "tuning": tuning,
         "capacity": capacity,
         "figures": figures,
         "mixed": mixed_environments(table),
         "problems": [
             {"id": row.trial_id, "variant": row.variant, "status": row.status, "error": str(row.error)}
-            for row in table.itertuples()
+            for row in every.itertuples()
             if row.status in ("failed", "diverged") or (row.status == "pending" and isinstance(row.error, str))
         ],
         "trials": [
@@ -160,7 +175,7 @@ def _content(
                 "loss": "" if pd.isna(row.loss) else f"{row.loss:.4f}",
                 "wall": "" if pd.isna(row.wall_s) else f"{row.wall_s:.1f}",
             }
-            for row in table.itertuples()
+            for row in every.itertuples()
         ],
     }
 
