@@ -94,6 +94,11 @@ def _study_commands(sub: Any) -> None:
     report.add_argument("study", metavar="STUDY")
     _results(report)
 
+    verify = _command(sub, "verify", "recompute every number of a report from the ledger", commands.verify)
+    verify.add_argument("report", metavar="REPORT", type=Path, help="report.html, its folder, or a study's name")
+    _results(verify)
+    _json(verify)
+
     _command(sub, "fit", "scaling laws of any table of trained models: `ablate fit --help`", None)
 
 

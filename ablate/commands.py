@@ -165,6 +165,25 @@ def report(options: Namespace) -> int:
     return 0
 
 
+def verify(options: Namespace) -> int:
+    """Recompute every number of a report from the ledger."""
+    from analysis.errors import AnalysisError
+    from analysis.report.verify import verify as differences
+
+    report = options.report
+    if not report.exists():
+        report = options.results / "studies" / str(options.report) / "report"
+    try:
+        found = differences(report)
+    except AnalysisError as error:
+        raise UserError(str(error)) from None
+    if options.json:
+        _print_json({"report": str(report), "differences": found})
+    else:
+        print("\n".join(found) if found else f"{report}: every number is what the ledger says")
+    return 1 if found else 0
+
+
 def list_components(options: Namespace) -> int:
     """Print the catalogue."""
     from ablate.catalogue import catalogue_json, print_catalogue

@@ -13,6 +13,7 @@ stages: {name: {from: name, seeds: 3, axes: {}, dotted.path: value}}   # one aft
 rungs: {at: [0.3], keep: 0.5}   # of the seeds of a row, the best go on: see `rungs.py`
 predict: {flops: 1e18, within: 0.02}        # only what tells the loss there: see `prediction.py`
 tune: {train.lr: {low: 1e-3, high: 1e-2}}   # every variant alike: see `tuning.py`
+hypothesis: {variant: rope, expect: better, smallest: 0.01}     # said before it runs: see `hypothesis.py`
 plugins: [my_variants.py]
 """
 
@@ -30,6 +31,7 @@ from ablate import registry
 from ablate.choices import Choice, axes, mapping, seeds, show, values_of
 from ablate.draft import Draft, Origin, sections_with
 from ablate.errors import UserError, unknown
+from ablate.hypothesis import hypothesis
 from ablate.match import TARGETS
 from ablate.overlays import BASELINE, compose, ladders
 from ablate.prediction import Prediction, prediction
@@ -53,6 +55,7 @@ KEYS = (
     "rungs",
     "predict",
     "tune",
+    "hypothesis",
     "plugins",
 )
 BUDGETS = ("tokens_per_param", "tokens", "flops")
@@ -126,6 +129,7 @@ class Grid:
     rungs: Rungs | None
     predict: Prediction | None
     tune: Tune | None
+    hypothesis: Mapping[str, Any] | None
     plugins: tuple[Path, ...]
 
     @property
@@ -148,12 +152,13 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
         if key not in KEYS:
             raise document.error((key,), unknown("key", key, KEYS))
     plugins = _plugins(document)  # first: what follows may name their components
+    variants = _variants(document)
     return Grid(
         name=_name(document),
         document=document,
         question=_header(document.text),
         base=_base(document),
-        variants=_variants(document),
+        variants=variants,
         axes=axes(document),
         sizes=_sizes(document),
         budgets=_budgets(document),
@@ -164,6 +169,7 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
         rungs=rungs(document),
         predict=prediction(document),
         tune=tuning(document),
+        hypothesis=hypothesis(document, [variant.name for variant in variants]),
         plugins=plugins,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from ablate import registry
+from ablate.hypothesis import registration
 from ablate.resolve import default_gpus
 from ablate.rows import Plan, PlannedTrial
 from ablate.run.executor import Executor, give_up
@@ -121,6 +123,7 @@ class StudyRun:
 
     def run(self, tracking_uri: str, retry_failed: bool = False) -> Outcome:
         """Run to the end, or until a signal asks to stop. Raises `Fatal` when the machine is at fault."""
+        self._register()
         planner = self._planner_of_whole_plan(retry_failed)
         study = write_study(self.ledger, self.plan)
         done = self._done()
@@ -153,6 +156,17 @@ class StudyRun:
         self.plan = plan
         mirror.mirror.study_is(write_study(self.ledger, plan))
         view.add({trial.id: trial for trial in plan.trials if trial.id not in done})
+
+    def _register(self) -> None:
+        """Write down what is expected before anything runs; again only where it or the plan has changed."""
+        if (block := self.plan.grid.hypothesis) is None:
+            return
+        file = self.ledger.study_folder(self.plan.grid.name) / "hypothesis.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        said = registration(block, study_tree(self.plan))
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        if not lines or json.loads(lines[-1])["sha256"] != said["sha256"]:
+            append_json(file, {"time": time.time(), **said})
 
     def _planner_of_whole_plan(self, retry_failed: bool) -> Planner:
         """The planner, with `plan` as it has become by the records; those that are to be tried again are forgotten

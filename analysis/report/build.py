@@ -18,6 +18,7 @@ from analysis.figure import svg
 from analysis.report.capacity import Capacity, capacity_section
 from analysis.report.scaling import Scaling, scaling_section
 from analysis.report.tuning import Tuning, tuning_section
+from analysis.report.verify import write_behind
 from analysis.report.words import (
     baseline_lines,
     cell_rows,
@@ -45,12 +46,12 @@ class Report:
     summary: str
 
 
-def write_report(results: Path, study: str) -> Report:
-    """Write `results/studies/<study>/report/`: report.html, report.md, figures as SVG, tables as CSV.
+def write_report(results: Path, study: str, folder: Path | None = None) -> Report:
+    """Write `results/studies/<study>/report/`, or another folder: report.html, report.md, figures as SVG and tables.
 
     A pure function of the records: the same for any executor and any history of crashes. Raises `TableError`.
     """
-    folder = Path(results) / "studies" / study / "report"
+    folder = Path(results) / "studies" / study / "report" if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     facts = read_study(results, study)
     every = study_table(results, study)
@@ -102,6 +103,7 @@ def write_report(results: Path, study: str) -> Report:
     for name in ("report.html", "report.md"):
         text = environment.get_template(f"{name}.j2").render(content)
         (folder / name).write_text(text, encoding="utf-8")
+    write_behind(results, study, folder)
     lines = (
         summary_lines(facts, cells, overall)
         + lower_bounds(table)

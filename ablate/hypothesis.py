@@ -1,0 +1,76 @@
+"""What a study is expected to show, said before it runs.
+
+hypothesis:
+  claim: rotary positions lower the loss        # in words
+  variant: rope                                 # against the baseline
+  expect: better                                # better | worse | equivalent
+  metric: loss                                  # the primary one: loss unless given
+  smallest: 0.01                                # the smallest effect of interest, in units of the metric
+  stopping: all seeds of the grid               # when it ends, in words
+
+Before the first trial it is written, with a hash of it and of what is planned, to the study's `hypothesis.jsonl`;
+each run that finds something else adds a line, and the report lists what deviates from the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ablate.choices import at
+from ablate.errors import unknown
+from ablate.yamlfile import Document
+
+KEYS = ("claim", "variant", "expect", "metric", "smallest", "stopping")
+EXPECTATIONS = ("better", "worse", "equivalent")
+
+
+def hypothesis(document: Document, variants: Sequence[str]) -> dict[str, Any] | None:
+    """The block with its defaults, None where a grid has none. Raises `UserError`."""
+    tree = at(document, ("hypothesis",))
+    if tree is None:
+        return None
+    if not isinstance(tree, Mapping):
+        raise document.error(("hypothesis",), f"{tree!r} must be a mapping with {', '.join(KEYS)}")
+    for key in tree:
+        if key not in KEYS:
+            raise document.error(("hypothesis", str(key)), unknown("key", key, KEYS))
+    found = {"claim": "", "expect": "better", "metric": "loss", "smallest": 0.0, "stopping": "", **tree}
+    others = variants[1:]
+    if found.get("variant") not in others:
+        known = f"variants: {', '.join(others)}" if others else "there is no variant beside the baseline"
+        raise document.error(("hypothesis", "variant"), f"{found.get('variant')!r} is none to compare; {known}")
+    if found["expect"] not in EXPECTATIONS:
+        raise document.error(("hypothesis", "expect"), unknown("expectation", found["expect"], EXPECTATIONS))
+    smallest = found["smallest"]
+    if not isinstance(smallest, int | float) or isinstance(smallest, bool) or not 0 <= smallest < float("inf"):
+        raise document.error(("hypothesis", "smallest"), f"{smallest!r} must be a number from 0")
+    if found["expect"] == "equivalent" and not smallest:
+        raise document.error(
+            ("hypothesis", "smallest"), "equivalent within what? give the smallest effect of interest"
+        )
+    for key in ("claim", "metric", "stopping"):
+        if not isinstance(found[key], str):
+            raise document.error(("hypothesis", key), f"{found[key]!r} must be text")
+    return {key: found[key] for key in KEYS}
+
+
+def registration(block: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The block with what is planned (`study_tree`), and the hash of both."""
+    trials = tree["trials"]
+    planned = {
+        "baseline": tree["baseline"],
+        "variants": list(dict.fromkeys(trial["variant"] for trial in trials)),
+        "cells": sorted({", ".join(filter(None, (trial[name] for name in CELL))) for trial in trials}),
+        "seeds": sorted({trial["seed"] for trial in trials}),
+        "match": tree["match"],
+        "data": tree["data"]["fingerprint"],
+    }
+    said = {"hypothesis": dict(block), "planned": planned}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return {"sha256": digest, **said}
+
+
+CELL = ("stage", "size", "axes", "budget")
