@@ -235,7 +235,7 @@ def test_budgets_look_different(budgets: int) -> None:
 
 def test_akima_has_no_parabola_and_a_budget_may_have_a_name() -> None:
     named = runs().assign(name=np.where(runs()["c"] > 5e19, "large", "small"))
-    found = isoflop(runs(), "akima", draws=0)
+    found = isoflop(runs(), method="akima", draws=0)
     ax = drawn(lambda ax: plots_laws.isoflop_curves(runs(), found, ax))
     assert not lines(ax, "_parabola") and len(lines(ax, "_means")) == 4
     assert len(lines(ax, "_vertex")) == found.vertices["accepted"].sum()
