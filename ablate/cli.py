@@ -94,6 +94,13 @@ def _study_commands(sub: Any) -> None:
     report.add_argument("study", metavar="STUDY")
     _results(report)
 
+    power = _command(sub, "power", "how many seeds a difference needs, by the noise of a study", commands.power)
+    power.add_argument("study", metavar="STUDY")
+    power.add_argument("--delta", type=float, required=True, metavar="D", help="the difference to be shown")
+    power.add_argument("--power", type=float, default=0.8, metavar="P", help="with this probability (default: 0.8)")
+    _results(power)
+    _json(power)
+
     verify = _command(sub, "verify", "recompute every number of a report from the ledger", commands.verify)
     verify.add_argument("report", metavar="REPORT", type=Path, help="report.html, its folder, or a study's name")
     _results(verify)

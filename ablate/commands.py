@@ -165,6 +165,32 @@ def report(options: Namespace) -> int:
     return 0
 
 
+def power(options: Namespace) -> int:
+    """Say how many seeds a difference needs."""
+    from ablate.run.ledger import Ledger
+    from analysis.errors import AnalysisError
+    from analysis.power import noise_floor, power_lines, power_table
+    from analysis.table import read_study, study_table
+    from analysis.tuning import reported
+
+    Ledger(options.results).study(options.study)
+    facts = read_study(options.results, options.study)
+    table = reported(study_table(options.results, options.study), facts.get("tune"))
+    tree = []
+    try:
+        for stage, part in table.groupby("stage", sort=False):
+            rows = power_table(part, facts["baseline"], options.delta, options.power, metric="score")
+            floor = noise_floor(part, facts["baseline"], "score")
+            tree.append({"stage": stage, "rows": rows.to_dict("records"), "noise": floor.to_dict("records")})
+            if not options.json:
+                print("\n".join([*([f"{stage}:"] if stage else []), *power_lines(rows, floor, facts["baseline"])]))
+    except AnalysisError as error:
+        raise UserError(str(error)) from None
+    if options.json:
+        _print_json(tree)
+    return 0
+
+
 def verify(options: Namespace) -> int:
     """Recompute every number of a report from the ledger."""
     from analysis.errors import AnalysisError

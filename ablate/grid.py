@@ -14,6 +14,9 @@ rungs: {at: [0.3], keep: 0.5}   # of the seeds of a row, the best go on: see `ru
 predict: {flops: 1e18, within: 0.02}        # only what tells the loss there: see `prediction.py`
 tune: {train.lr: {low: 1e-3, high: 1e-2}}   # every variant alike: see `tuning.py`
 hypothesis: {variant: rope, expect: better, smallest: 0.01}     # said before it runs: see `hypothesis.py`
+design: {factors: {rope: rope, gate: swiglu}, kind: both}       # variants of factors: see `designs.py`
+published: narang_table1        # a published table to be shown beside the study's: `analysis.published`
+race: {first: 3, most: 12}      # seeds where a verdict still needs them: see `races.py`
 plugins: [my_variants.py]
 """
 
@@ -29,12 +32,14 @@ from typing import Any
 
 from ablate import registry
 from ablate.choices import Choice, axes, mapping, seeds, show, values_of
+from ablate.designs import Designed, designed
 from ablate.draft import Draft, Origin, sections_with
 from ablate.errors import UserError, unknown
 from ablate.hypothesis import hypothesis
 from ablate.match import TARGETS
 from ablate.overlays import BASELINE, compose, ladders
 from ablate.prediction import Prediction, prediction
+from ablate.races import Race, race
 from ablate.rungs import Rungs, rungs
 from ablate.spec import SECTIONS
 from ablate.stages import Stage, stages
@@ -55,7 +60,10 @@ KEYS = (
     "rungs",
     "predict",
     "tune",
+    "design",
     "hypothesis",
+    "published",
+    "race",
     "plugins",
 )
 BUDGETS = ("tokens_per_param", "tokens", "flops")
@@ -118,7 +126,7 @@ class Grid:
     document: Document
     question: str
     base: Draft
-    variants: tuple[Variant, ...]
+    variants: tuple[Variant | Designed, ...]
     axes: tuple[Choice, ...]
     sizes: tuple[Choice, ...]
     budgets: tuple[Budget, ...]
@@ -130,6 +138,8 @@ class Grid:
     predict: Prediction | None
     tune: Tune | None
     hypothesis: Mapping[str, Any] | None
+    published: str | None
+    race: Race | None
     plugins: tuple[Path, ...]
 
     @property
@@ -152,7 +162,7 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
         if key not in KEYS:
             raise document.error((key,), unknown("key", key, KEYS))
     plugins = _plugins(document)  # first: what follows may name their components
-    variants = _variants(document)
+    variants = designed(document) or _variants(document)
     return Grid(
         name=_name(document),
         document=document,
@@ -169,6 +179,8 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
         rungs=rungs(document),
         predict=prediction(document),
         tune=tuning(document),
+        published=_published(document),
+        race=race(document),
         hypothesis=hypothesis(document, [variant.name for variant in variants]),
         plugins=plugins,
     )
@@ -347,6 +359,18 @@ def _budgets(document: Document) -> tuple[Budget, ...]:
             raise document.error(("budgets", kind), f"{value!r} must be a positive number")
         budgets.append(Budget(kind, value, Origin(document, ("budgets", kind))))
     return tuple(budgets)
+
+
+def _published(document: Document) -> str | None:
+    """The published table that the report shows beside the study's."""
+    if document.value.get("published") is None:
+        return None
+    from analysis.published import SOURCES  # pandas, which a grid without it need not wait for
+
+    name = document.value.get("published")
+    if name not in SOURCES:
+        raise document.error(("published",), unknown("table", name, SOURCES))
+    return name
 
 
 def _match(document: Document) -> str:

@@ -11,6 +11,7 @@ from ablate.arch import ArchSpec
 from ablate.build import build_on_meta
 from ablate.choices import Choice
 from ablate.cost import Cost, params_only
+from ablate.designs import Designed
 from ablate.differences import differences
 from ablate.draft import Draft
 from ablate.errors import UserError
@@ -193,7 +194,7 @@ class _Planner(Resolver):
         return {**first, "baselines": [each for n, each in enumerate(baselines) if each not in baselines[:n]]}
 
     def matched(
-        self, draft: Draft, spec: TrialSpec, variant: Variant, size: Choice, axes: Choice, want: Cost
+        self, draft: Draft, spec: TrialSpec, variant: Variant | Designed, size: Choice, axes: Choice, want: Cost
     ) -> tuple[TrialSpec, Cost, dict[str, int]]:
         """The variant at the sizes that give it the baseline's parameters or FLOPs."""
         targets = TARGETS[self.grid.match]

@@ -13,6 +13,7 @@ import torch
 from ablate import registry
 from ablate.build import form_of
 from ablate.cost import Cost, CostBook
+from ablate.designs import Designed
 from ablate.draft import Draft
 from ablate.errors import SpecError, UserError
 from ablate.grid import Grid, Variant
@@ -105,7 +106,7 @@ class Resolver:
             self._tasks[data] = task
         return self._tasks[data]
 
-    def cost(self, spec: TrialSpec, variant: Variant) -> Cost:
+    def cost(self, spec: TrialSpec, variant: Variant | Designed) -> Cost:
         """Counted costs; an architecture in which something has no effect is refused here."""
         task = self.task(spec.data)
         try:

@@ -30,8 +30,7 @@ def sweep_curves(table: pd.DataFrame, path: str, ax: Axes) -> Axes:
             if np.isfinite([found.lo, found.hi]).all() and found.lo > 0:
                 ax.axvspan(found.lo, found.hi, color=look["color"], alpha=0.08, lw=0)
     ax.set(xscale="log", xlabel=path, ylabel="validation loss (nats/token)")
-    ax.legend(fontsize=7, frameon=False)
-    return ax
+    return _legend(ax)
 
 
 def tuning_curves(table: pd.DataFrame, ax: Axes) -> Axes:
@@ -44,5 +43,12 @@ def tuning_curves(table: pd.DataFrame, ax: Axes) -> Axes:
         ax.plot(curve["k"], curve["mean"], **look, ms=4, lw=1, label=str(variant))
         ax.fill_between(curve["k"], curve["lo"], curve["hi"], color=look["color"], alpha=0.12, lw=0)
     ax.set(xlabel="tuning trials", ylabel="expected best validation loss")
-    ax.legend(fontsize=7, frameon=False)
+    return _legend(ax)
+
+
+def _legend(ax: Axes) -> Axes:
+    """Right of the axes, in columns of at most sixteen."""
+    handles, labels = ax.get_legend_handles_labels()
+    columns = 1 + (len(handles) - 1) // 16
+    ax.legend(handles, labels, fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=columns)
     return ax

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.columns import CELL, PAIR
-from analysis.effects import compare, holm, verdict
+from analysis.effects import COLUMNS, compare, judged
 from analysis.table import finished
 
 SIGN = {"lower": 1, "higher": -1}  # of a metric, so that less is better
+EFFECT = ("diff", "lo", "hi", "boot_lo", "boot_hi", "sd", "noise_units", "p", "p_tost")  # of a row of a table
 
 
 def comparison_table(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -39,14 +40,12 @@ def comparison_table(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
                     "stopped": int((trials["status"] == "stopped").sum()),
                     "pending": int((trials["status"] == "pending").sum()),
                 }
-                | {key: effect[key].iloc[0] if len(effect) else np.nan for key in ("diff", "lo", "hi", "p")}
+                | {key: effect[key].iloc[0] if len(effect) else np.nan for key in EFFECT}
                 | {"trial_ids": " ".join(trials["trial_id"])}
             )
     out = pd.DataFrame(rows)
-    out["p_holm"] = holm(out["p"].to_numpy(dtype=float))
-    signs = [SIGN[better] for better in out["better"]]
-    parts = zip(out["variant"], signs * out["diff"], out["p_holm"], out["n"], strict=True)
-    out["verdict"] = ["baseline" if name == baseline else verdict(d, p, n) for name, d, p, n in parts]
+    out = judged(out, sign=np.array([SIGN[better] for better in out["better"]]))
+    out.loc[out["variant"] == baseline, "verdict"] = "baseline"
     return out
 
 
@@ -62,11 +61,14 @@ def score_effects(table: pd.DataFrame, baseline: str, pair_on: Sequence[str], sc
     done = finished(table)
     done = done[done[score].notna()]
     if not (done["variant"] == baseline).any():
-        return pd.DataFrame(columns=["variant", "n", "diff", "lo", "hi", "p", "p_holm", "verdict"])
+        return pd.DataFrame(columns=list(COLUMNS))
     sign = SIGN[metric_of(table)["better"]]
     effects = compare(done.assign(value=sign * done[score]), baseline, "value", pair_on)
     if sign < 0:
-        effects = effects.assign(diff=-effects["diff"], lo=-effects["hi"], hi=-effects["lo"])
+        turned = {"diff": "diff", "lo": "hi", "hi": "lo", "boot_lo": "boot_hi", "boot_hi": "boot_lo"}
+        effects = effects.assign(
+            **{name: -effects[of] for name, of in turned.items()}, noise_units=-effects["noise_units"]
+        )
     return effects
 
 

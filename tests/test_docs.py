@@ -237,4 +237,4 @@ def test_the_page_of_results_names_the_files_of_a_report(tmp_path: Path) -> None
     folder = write_report(tmp_path, "made").html.parent
     text = (ROOT / "results" / "README.md").read_text()
     named = {name for name in re.findall(r"[\w.-]+\.(?:html|md|csv|svg)\b", text) if name != "README.md"}
-    assert named == {file.name for file in folder.iterdir() if file.suffix != ".svg"}
+    assert named == {file.name for file in folder.iterdir() if file.suffix not in (".svg", ".json")}

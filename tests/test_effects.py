@@ -1,4 +1,4 @@
-"""Paired differences, Holm's correction and verdicts: by hand, against scipy, and on simulated studies."""
+"""Paired differences, corrections for many of them and verdicts: by hand and against scipy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ import pytest
 from scipy import stats
 
 import analysis.effects
-from analysis.effects import compare, holm, paired_difference, verdict
+from analysis.effects import (
+    benjamini_hochberg,
+    bootstrap_interval,
+    compare,
+    holm,
+    judged,
+    paired_difference,
+    tost,
+    verdict,
+)
+from analysis.errors import AnalysisError
 
 BASE = {0: 2.00, 1: 2.10, 2: 2.25}
 
@@ -115,8 +125,27 @@ def test_another_metric_and_another_key() -> None:
 
 
 def test_no_baseline_names_the_variants() -> None:
-    with pytest.raises(ValueError, match=r"no baseline 'gpt' in the table; variants: base, rope"):
+    with pytest.raises(AnalysisError, match=r"no baseline 'gpt' in the table; variants: base, rope"):
         compare(table(rope=BASE, base=BASE), "gpt")
+
+
+def test_columns_and_values_that_do_not_do() -> None:
+    one = table(base=BASE, rope=BASE)
+    with pytest.raises(AnalysisError, match="no column bits in the table; its columns: variant, size, seed, loss"):
+        compare(one, "base", metric="bits")
+    with pytest.raises(AnalysisError, match="no column fold in the table"):
+        compare(one, "base", pair_on=["fold"])
+    with pytest.raises(AnalysisError, match="clusters: 'fold' is no column that pairs agree in; known: seed, size"):
+        compare(one, "base", clusters="fold")
+    with pytest.raises(AnalysisError, match="smallest effect of interest: 0; it must be above 0"):
+        compare(one, "base", smallest=0)
+
+
+def test_a_loss_that_is_not_finite_is_missing() -> None:
+    found = row(compare(table(base={**BASE, 3: 2.0}, rope={0: 1.90, 1: 1.97, 2: 2.09, 3: np.inf}), "base"), "rope")
+    assert (found["n"], found["diff"]) == (3, pytest.approx(-0.13))
+    again = pd.concat([table(base=BASE, rope={0: 1.90, 1: 1.97, 2: 2.09}), table(rope={1: np.inf})])
+    assert row(compare(again, "base"), "rope")["n"] == 3
 
 
 def test_a_baseline_alone_gives_an_empty_comparison() -> None:
@@ -164,63 +193,130 @@ def test_verdicts_follow_the_level() -> None:
     assert verdict(-1, 0.03, 5, level=0.99) == "indistinguishable"
 
 
-def study(rng: np.random.Generator, effects: list[float], seeds: int = 5) -> pd.DataFrame:
-    """Losses with a part that a seed's runs share, and noise of 0.01 of each run's own."""
-    names = ["base", *(f"v{index}" for index in range(len(effects)))]
-    common = rng.normal(0, 0.05, seeds)
-    loss = 2 + np.array([0.0, *effects])[:, None] + common + rng.normal(0, 0.01, (len(names), seeds))
-    return pd.DataFrame(
-        {"variant": np.repeat(names, seeds), "seed": np.tile(range(seeds), len(names)), "loss": loss.ravel()}
+# noise units, a smallest effect of interest, other corrections
+
+
+def test_noise_units_by_hand() -> None:
+    """Within sizes the baseline's values are 0.1 apart (sd 0.0707, 1 df) and 1, 2, 3 tenths (sd 0.1, 2 df): pooled
+    sqrt((0.005 + 0.02) / 3). That the sizes differ by 1 is no noise."""
+    base = {("s", 0): 3.0, ("s", 1): 3.1, ("l", 0): 2.1, ("l", 1): 2.2, ("l", 2): 2.3}
+    rows = [{"variant": "base", "size": size, "seed": seed, "loss": loss} for (size, seed), loss in base.items()]
+    rows += [{**each, "variant": "rope", "loss": each["loss"] - 0.05 * (1 + each["seed"])} for each in rows]
+    found = row(compare(pd.DataFrame(rows), "base"), "rope")
+    assert found["noise_units"] == pytest.approx(found["diff"] / np.sqrt(0.025 / 3))
+    d = [-0.05, -0.10, -0.05, -0.10, -0.15]
+    assert found["sd"] == pytest.approx(np.std(d, ddof=1)) and found["diff"] == pytest.approx(np.mean(d))
+
+
+def test_noise_units_are_missing_without_replicates() -> None:
+    found = compare(table(base={0: 2.0}, rope={0: 1.9}), "base")
+    assert np.isnan(row(found, "rope")["noise_units"])
+
+
+@pytest.mark.parametrize("n", [2, 3, 12])
+@pytest.mark.parametrize("mean", [0.0, 0.3, 1.4])
+def test_two_one_sided_tests_are_scipys(n: int, mean: float) -> None:
+    d = np.random.default_rng(n).normal(mean, 0.5, n)
+    low = stats.ttest_1samp(d, -1.0, alternative="greater").pvalue
+    high = stats.ttest_1samp(d, +1.0, alternative="less").pvalue
+    assert tost(d, 1.0) == pytest.approx(max(low, high), rel=1e-9)
+
+
+def test_two_one_sided_tests_are_an_interval_within_the_margin() -> None:
+    for seed in range(200):
+        d = np.random.default_rng(seed).normal(0.3, 0.5, 4)
+        inside = paired_difference(d, 0.90)
+        assert (tost(d, 1.0) < 0.05) == (-1.0 < inside["lo"] and inside["hi"] < 1.0)
+
+
+def test_two_one_sided_tests_of_what_does_not_vary() -> None:
+    assert [tost(np.full(3, each), 0.5) for each in (0.25, -0.25, 0.5, -0.75)] == [0, 0, 1, 1]
+    assert np.isnan(tost(np.array([0.1]), 0.5)) and np.isnan(tost(np.array([]), 0.5))
+
+
+def test_verdicts_with_a_smallest_effect() -> None:
+    """d by hand: `small` is surely below 0 and surely above -0.05; `large` is neither; `noisy` tells nothing."""
+    losses = {
+        "base": dict.fromkeys(range(4), 2.0),
+        "small": {0: 1.989, 1: 1.990, 2: 1.991, 3: 1.990},
+        "large": {0: 1.899, 1: 1.900, 2: 1.901, 3: 1.900},
+        "noisy": {0: 1.8, 1: 2.2, 2: 1.9, 3: 2.1},
+        "single": {0: 2.0},
+    }
+    plain = compare(table(**losses), "base").set_index("variant")
+    found = compare(table(**losses), "base", smallest=0.05).set_index("variant")
+    assert plain["verdict"].tolist() == ["better", "better", "indistinguishable", "unknown"]
+    assert found["verdict"].tolist() == ["equivalent", "better", "indistinguishable", "unknown"]
+    assert found["equivalent"].tolist() == [True, False, False, False] and not plain["equivalent"].any()
+    assert plain["p_tost"].isna().all() and plain["p_tost_holm"].isna().all()
+    assert found["p_tost_holm"]["small"] == pytest.approx(3 * found["p_tost"]["small"])
+    pd.testing.assert_frame_equal(found[["p", "p_holm", "lo", "hi"]], plain[["p", "p_holm", "lo", "hi"]])
+
+
+def test_an_equivalence_at_the_level_itself_is_not_shown() -> None:
+    assert verdict(-0.1, 0.9, 5, p_tost=0.0499) == "equivalent"
+    assert verdict(-0.1, 0.9, 5, p_tost=0.05) == "indistinguishable"
+    assert verdict(-0.1, 0.01, 5, p_tost=0.01) == "equivalent"
+    assert verdict(-0.1, 0.01, 1, p_tost=0.01) == "unknown"
+
+
+def test_rows_of_several_comparisons_are_judged_together() -> None:
+    """Two tables of one variant each: p stays, the correction is over both; a sign turns better into worse."""
+    two = [compare(table(base=BASE, rope={0: 1.90, 1: 1.97, 2: 2.09}), "base", smallest=0.3) for _ in range(2)]
+    rows = pd.concat(two, ignore_index=True)
+    found = judged(rows)
+    for name in ("p", "p_tost"):
+        assert found[f"{name}_holm"].tolist() == pytest.approx((2 * rows[name]).tolist())
+    assert found["p_bh"].tolist() == pytest.approx(rows["p"].tolist())
+    higher = judged(rows.assign(p_tost=np.nan), sign=np.array([1, -1]))
+    assert higher["verdict"].tolist() == ["better", "worse"]
+
+
+def test_benjamini_and_hochberg_by_hand() -> None:
+    """p = .01 .04 .03 .005 (ranks 2 4 3 1): 4 p / rank = .02 .04 .04 .02, each at most what follows it."""
+    assert benjamini_hochberg(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.02, 0.04, 0.04, 0.02])
+    found = benjamini_hochberg(np.array([np.nan, 0.01, 0.02]))
+    assert np.isnan(found[0]) and found[1:] == pytest.approx([0.02, 0.02])
+    assert len(benjamini_hochberg(np.array([]))) == 0
+
+
+# the bootstrap
+
+
+def test_three_values_resampled_by_hand() -> None:
+    """One of the 27 resamples is three times the least value, 3.7 % > 2.5 %: the percentiles are the least and the
+    greatest, and their distances are multiplied by 4.302653 / 1.959964 sqrt(3 / 2) = 2.688647."""
+    low, high = bootstrap_interval(np.array([-0.10, -0.13, -0.17]))
+    mean = -0.40 / 3
+    assert (low, high) == pytest.approx(
+        (mean + 2.688647 * (-0.17 - mean), mean + 2.688647 * (-0.10 - mean)), rel=1e-6
     )
 
 
-def three_sigma(p: float, n: int) -> float:
-    return 3 * np.sqrt(p * (1 - p) / n)
+def test_resampled_means_are_scipys() -> None:
+    d = np.random.default_rng(0).exponential(size=12)
+    plain = stats.bootstrap((d,), np.mean, n_resamples=100_000, method="percentile", rng=1).confidence_interval
+    stretch = stats.t.ppf(0.975, 11) / stats.norm.ppf(0.975) * np.sqrt(12 / 11)
+    expected = d.mean() + stretch * (np.array(plain) - d.mean())
+    assert bootstrap_interval(d) == pytest.approx(expected, abs=0.03 * np.ptp(expected))
 
 
-def test_eight_variants_without_effect_are_seldom_called_different() -> None:
-    """Some verdict is wrong in near 5 % of studies, rather fewer: the shared baseline ties the comparisons."""
-    rng, n = np.random.default_rng(0), 250
-    wrong = [
-        compare(study(rng, [0.0] * 8), "base", pair_on=["seed"])["verdict"].isin(("better", "worse")).any()
-        for _ in range(n)
-    ]
-    assert 0.01 < np.mean(wrong) < 0.05 + three_sigma(0.05, n)
+def test_two_values_are_not_resampled() -> None:
+    assert np.isnan(bootstrap_interval(np.array([0.1, 0.2]))).all()
+    assert bootstrap_interval(np.full(4, -0.5)) == (-0.5, -0.5)
 
 
-def test_the_family_wise_error_of_independent_comparisons_is_what_is_said() -> None:
-    """1 - (1 - 0.05 / 8)^8 = 0.049."""
-    rng, n = np.random.default_rng(1), 1500
-    wrong = 0
-    for _ in range(n):
-        found = [paired_difference(d) for d in rng.normal(0, 1, (8, 4))]
-        p = holm(np.array([each["p"] for each in found]))
-        verdicts = {verdict(each["diff"], q, each["n"]) for each, q in zip(found, p, strict=True)}
-        wrong += bool(verdicts & {"better", "worse"})
-    assert wrong / n == pytest.approx(0.049, abs=three_sigma(0.049, n))
-
-
-def test_real_effects_are_found_and_have_the_right_sign() -> None:
-    """Four noise levels of difference, five seeds: nearly always found, beside five variants without effect."""
-    rng, n = np.random.default_rng(2), 60
-    verdicts = [
-        compare(study(rng, [-0.06, 0.06, 0, 0, 0, 0, 0]), "base", pair_on=["seed"])["verdict"].tolist()
-        for _ in range(n)
-    ]
-    first, second, *others = zip(*verdicts, strict=True)
-    assert set(first) <= {"better", "indistinguishable"} and first.count("better") > 0.9 * n
-    assert set(second) <= {"worse", "indistinguishable"} and second.count("worse") > 0.9 * n
-    assert sum(each.count("indistinguishable") for each in others) > 0.9 * 5 * n
-
-
-@pytest.mark.parametrize(("seeds", "level"), [(2, 0.95), (5, 0.95), (5, 0.8)])
-def test_intervals_cover_the_truth_as_often_as_they_say(seeds: int, level: float) -> None:
-    rng, n, truth = np.random.default_rng(3), 1500, -0.02
-    covered = 0
-    for d in rng.normal(truth, 0.01, (n, seeds)):
-        found = paired_difference(d, level)
-        covered += found["lo"] <= truth <= found["hi"]
-    assert covered / n == pytest.approx(level, abs=three_sigma(level, n))
+def test_clusters_by_hand() -> None:
+    """d of sizes s and l: seed 0 -0.1 -0.3, seed 1 -0.2 -0.5; seed 2 lacks l. The seeds' means are -0.2 and -0.35,
+    the sizes' -0.15 (seeds 0 and 1), with seed 2's 0.3 it is 0, and -0.4."""
+    d = {("s", 0): -0.1, ("l", 0): -0.3, ("s", 1): -0.2, ("l", 1): -0.5, ("s", 2): 0.3}
+    keys = [(size, seed) for size in ("s", "l") for seed in (0, 1, 2)]
+    rows = [{"variant": "base", "size": size, "seed": seed, "loss": 2.0} for size, seed in keys]
+    rows += [{"variant": "rope", "size": size, "seed": seed, "loss": 2.0 + each} for (size, seed), each in d.items()]
+    for clusters, means in (("seed", [-0.2, -0.35]), ("size", [0.0, -0.4])):
+        found = row(compare(pd.DataFrame(rows), "base", clusters=clusters), "rope")
+        expected = paired_difference(np.array(means))
+        assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
 def test_the_examples_in_the_docstrings() -> None:

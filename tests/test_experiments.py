@@ -71,4 +71,4 @@ def test_its_variants_are_matched_and_repeated(file: Path, token_cache: Path) ->
         for target in TARGETS[plan.grid.match]:
             assert abs(row.residuals[target]) <= plan.grid.tolerance, (row.variant, row.size)
         assert (row.variant == plan.baseline) == (not row.differs_in)
-        assert not row.confounded, (row.variant, row.differs_in)
+        assert plan.grid.published or not row.confounded, (row.variant, row.differs_in)  # a paper's row is one change

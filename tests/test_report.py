@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import statistics
@@ -74,7 +75,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text += data
         if {"td", "th"} & set(self.open):
             self.tables[-1][-1][-1] += data
@@ -263,13 +264,68 @@ def test_all_trials_are_listed_and_linked(report: Report, labels: list[dict]) ->
     assert len(ids) == len(set(ids)) and {f"#{each}" for each in ids} == set(page.values("href"))
 
 
+def test_the_answer_says_every_verdict_in_a_sentence(report: Report, labels: list[dict]) -> None:
+    """What is sure stands first."""
+    text = re.sub(r"\s+", " ", Page(report.html.read_text()).text.split("Answer", 2)[2].split("Warnings")[0])
+    rows = {row["variant"]: row for row in read(report, "html")["variant, on test data"]}
+    sentences = [
+        f"{name} is {words} base: loss {rows[name]['difference']}, n = {rows[name]['pairs']}"
+        for name, words in (
+            ("rope", "better than"),
+            ("mystery", "worse than"),
+            (VARIANTS[2], "indistinguishable from"),
+        )
+    ]
+    places = [text.find(each) for each in sentences]
+    assert -1 not in places and places == sorted(places)
+
+
+def test_a_trial_has_its_configuration_commit_and_place(tmp_path: Path) -> None:
+    """A variant is compared with the baseline at its own size, the baseline with itself at the first size."""
+    trials = fabricate.study(
+        tmp_path, lambda t: None if t["size"] == "l" else 2.0 + t["seed"] / 9, sizes=("s", "m", "l")
+    )
+    width = {"s": 16, "m": 32}
+    for trial in (t for t in trials if t["size"] in width):
+        file = tmp_path / "trials" / trial["id"] / "record.json"
+        record = json.loads(file.read_text())
+        rope = {"position": {"name": "rope", "base": 1e4}} if trial["variant"] == "rope" else {"position": {}}
+        record["spec"] = {"arch": {"d_model": width[trial["size"]], **rope}, "seed": trial["seed"], "resources": {}}
+        record["environment"]["git_commit"] = f"c0ffee{trial['seed']}"
+        file.write_text(json.dumps(record))
+    tables = read(write_report(tmp_path, "made"), "html")
+    rows = tables["configuration, trials"]
+    assert [
+        (row["variant"], row["cell"].split(",")[0], row["compared with"], row["set otherwise"]) for row in rows
+    ] == [
+        ("base", "s", "", ""),
+        ("rope", "s", "configuration 1", "arch.position.name not set → ropearch.position.base not set → 10000.0"),
+        ("base", "m", "configuration 1", "arch.d_model 16 → 32"),
+        ("rope", "m", "configuration 3", "arch.position.name not set → ropearch.position.base not set → 10000.0"),
+        ("base", "l", "configuration 1", "not known before trials of both have ended"),
+        ("rope", "l", "configuration 5", "not known before trials of both have ended"),
+    ]
+    shown = {row["trial"]: (row["configuration"], row["commit"]) for row in tables["trial, wall s"]}
+    for number, row in enumerate(rows, 1):
+        mine = [t["id"] for t in trials if (t["variant"], t["size"]) == (row["variant"], row["cell"][0])]
+        assert row["trials"] == "".join(each[:6] for each in mine)
+        commits = [f"c0ffee{seed}" if number < 5 else "" for seed in range(3)]
+        assert [shown[each] for each in mine] == [(str(number), commit) for commit in commits]
+    places = {(row["what"], row["value"]): row["trials"] for row in tables["what, trials"]}
+    assert places["commit of the harness", "c0ffee1"] == "4" and places["hardware", "a processor"] == "12"
+
+
 def test_the_page_needs_nothing_but_itself(report: Report) -> None:
     text = report.html.read_text()
     page = Page(text)
     assert page.values("src") and all(value.startswith("data:image/svg+xml;base64,") for value in page.values("src"))
     assert all(value.startswith("#") for value in page.values("href"))
-    assert not {tag for tag, *_ in page.attributes} & {"link", "script", "iframe", "object", "embed"}
-    assert not re.search(r"url\(|@import|<script|://", re.sub(r'src="[^"]*"', "", text))
+    assert not {tag for tag, *_ in page.attributes} & {"link", "iframe", "object", "embed"}
+    assert not re.search(r"url\(|@import|://|fetch\(|XMLHttpRequest|import\(", re.sub(r'src="[^"]*"', "", text))
+    policy = next(value for value in page.values("content") if "default-src" in value)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy and policy.endswith(f"script-src 'sha256-{digest}'")
 
 
 def test_figures_are_svg_and_the_same_inside_and_beside(report: Report) -> None:
@@ -310,7 +366,7 @@ def test_the_report_is_the_same_wherever_and_whenever(tmp_path: Path) -> None:
         made = write_report(root, "made")
         files = sorted(made.html.parent.iterdir())
         written.append((made.summary, [(file.name, file.read_bytes()) for file in files]))
-    assert written[0] == written[1] and len(written[0][1]) == 10
+    assert written[0] == written[1] and len(written[0][1]) == 11
     assert b"record.json is not whole" in dict(written[0][1])["report.html"]
 
 
@@ -323,7 +379,8 @@ def test_what_people_wrote_is_escaped(tmp_path: Path) -> None:
     made = write_report(tmp_path, "made")
     page = Page(made.html.read_text())
     assert all(line in page.text for line in question.splitlines())
-    assert {tag for tag, *_ in page.attributes}.isdisjoint({"script", "b", "i"})
+    text = made.html.read_text()
+    assert text.count("<script") == 1 and "<b>" not in text and "<i>" not in text
     assert read(made, "html")["cell, trials"][0]["cell"] == "a|b <b>&, p=<i>|, tokens=100000"
     markdown = markdown_tables(made.markdown.read_text().replace(question.splitlines()[1], ""))
     assert {len(row) for row in markdown[1]} == {15} and markdown[1][2][0] == r"a\|b <b>&, p=<i>\|, tokens=100000"

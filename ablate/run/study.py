@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from ablate import registry
+from ablate.designs import Designed
 from ablate.hypothesis import registration
 from ablate.resolve import default_gpus
 from ablate.rows import Plan, PlannedTrial
@@ -24,6 +25,7 @@ from ablate.run.ledger import Ledger
 from ablate.run.planner import Ask, GridPlanner, Planner, RungPlanner
 from ablate.run.predict_planner import PredictPlanner
 from ablate.run.progress import ProgressView
+from ablate.run.race_planner import RacePlanner
 from ablate.run.tracking import BackgroundMirror, Mirror
 from ablate.run.tune_planner import TunePlanner
 from ablate.run.worker import Event
@@ -76,6 +78,9 @@ def study_tree(plan: Plan) -> dict[str, Any]:
         "baseline": plan.baseline,
         "match": plan.grid.match,
         "tolerance": plan.grid.tolerance,
+        "design": {each.name: dict(each.on) for each in plan.grid.variants if isinstance(each, Designed)} or None,
+        "published": plan.grid.published,
+        "race": None if plan.grid.race is None else asdict(plan.grid.race),
         "tune": None if plan.grid.tune is None else list(plan.grid.tune.paths),
         "predict": None if plan.grid.predict is None else asdict(plan.grid.predict),
         "stages": [{"name": stage.name, "from": stage.parent} for stage in plan.grid.stages if stage.name],
@@ -148,7 +153,7 @@ class StudyRun:
             trouble = mirror.close()
             self._log(begun, trained, reused)
         statuses = {trial.id: self.ledger.trial(trial.id).status() for trial in self.plan.trials}
-        enough = planner.told if isinstance(planner, PredictPlanner) else ""
+        enough = planner.told if isinstance(planner, PredictPlanner | RacePlanner) else ""
         return Outcome(trained, reused, statuses, self.stop.is_set(), trouble, enough)
 
     def _grow(self, plan: Plan, mirror: BackgroundMirror, view: ProgressView, done: Mapping[str, str]) -> None:
@@ -188,6 +193,8 @@ class StudyRun:
         grid = plan.grid
         if grid.tune is not None:
             return TunePlanner(plan, self.ledger)
+        if grid.race is not None:
+            return RacePlanner(plan, grid.race, self.ledger)
         if grid.predict is not None:
             return PredictPlanner(plan, grid.predict, self.ledger)
         return RungPlanner(plan, grid.rungs, self.ledger) if grid.rungs else GridPlanner(plan)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from analysis import plots
 from analysis.columns import CELL
@@ -16,6 +18,9 @@ from analysis.curves import compute_curves
 from analysis.diagnostics import study_diagnostics
 from analysis.figure import svg
 from analysis.report.capacity import Capacity, capacity_section
+from analysis.report.configurations import configurations
+from analysis.report.findings import findings
+from analysis.report.hypothesis import expected_section
 from analysis.report.scaling import Scaling, scaling_section
 from analysis.report.tuning import Tuning, tuning_section
 from analysis.report.verify import write_behind
@@ -61,7 +66,6 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
     overall = overall_table(table, facts["baseline"])
     first = finished(table[table["stage"] == table["stage"].iloc[0]])
     curves, by_compute = study_curves(results, study), compute_curves(results, study)
-    by_compute.to_csv(folder / "curves.csv", index=False)
     scaling = (
         scaling_section(first, by_compute, facts["baseline"], loss_of(first), facts.get("predict"))
         if len(first)
@@ -76,33 +80,20 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
     for name, figure in figures.items():
         (folder / f"{name}.svg").write_bytes(figure["svg"])
     transfer = _transfer(facts, table)
-    if len(transfer[0]):
-        wide(*transfer).to_csv(folder / "transfer.csv", index=False)
-    for name, part in (
-        ("capacity", capacity.table),
-        ("heads", capacity.heads),
-        ("left_out", scaling.dropped),
-        ("sweeps", tuning.sweeps),
-        ("certificate", tuning.given),
-    ):
-        if len(part):
-            part.to_csv(folder / f"{name}.csv", index=False)
-    every.to_csv(folder / "trials.csv", index=False)
-    cells.to_csv(folder / "comparison.csv", index=False)
-    overall.to_csv(folder / "overall.csv", index=False)
-    fits.drop(columns=["law"], errors="ignore").to_csv(folder / "fits.csv", index=False)
+    found = findings(Path(results), facts, table, by_compute)
+    fitted = fits.drop(columns=["law"], errors="ignore")
+    always = {"curves": by_compute, "trials": every, "comparison": cells, "overall": overall, "fits": fitted}
+    sometimes = {"transfer": wide(*transfer)} if len(transfer[0]) else {}
+    sometimes |= {"capacity": capacity.table, "heads": capacity.heads, "left_out": scaling.dropped}
+    sometimes |= {"sweeps": tuning.sweeps, "certificate": tuning.given} | {each.name: each.table for each in found}
+    for name, part in (always | {name: part for name, part in sometimes.items() if len(part)}).items():
+        part.to_csv(folder / f"{name}.csv", index=False)
     content = _content(facts, table, cells, overall, fits, figures, transfer, capacity, scaling, tuning, every)
-    environment = Environment(
-        loader=PackageLoader("analysis.report"),
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    expected = expected_section(Path(results) / "studies" / study, table, overall)
+    _write_pages(
+        folder,
+        content | configurations(Path(results), facts["baseline"], every) | {"expected": expected, "findings": found},
     )
-    environment.filters["cell"] = lambda text: " ".join(text.split()).replace("|", "\\|")  # of a Markdown table
-    for name in ("report.html", "report.md"):
-        text = environment.get_template(f"{name}.j2").render(content)
-        (folder / name).write_text(text, encoding="utf-8")
     write_behind(results, study, folder)
     lines = (
         summary_lines(facts, cells, overall)
@@ -111,6 +102,23 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
         + scaling.prediction_lines
     )
     return Report(folder / "report.html", folder / "report.md", "\n".join(lines))
+
+
+def _write_pages(folder: Path, content: dict[str, Any]) -> None:
+    """report.html and report.md. The page's policy forbids it all network, and any script but its own, by hash."""
+    environment = Environment(
+        loader=PackageLoader("analysis.report"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = lambda text: " ".join(text.split()).replace("|", "\\|")  # of a Markdown table
+    script = environment.get_template("report.js").render()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    for name in ("report.html", "report.md"):
+        text = environment.get_template(f"{name}.j2").render(content | {"script": Markup(script), "digest": digest})
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _transfer(facts: dict[str, Any], table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -140,6 +148,13 @@ def _content(
     rows: dict[tuple[str, ...], dict[str, Any]] = {
         (row.get("stage", ""), row["variant"], row["size"], row["axes"], row["budget"]): row for row in facts["rows"]
     }
+    verdicts, bounds, mixed = verdict_rows(overall), lower_bounds(table), mixed_environments(table)
+    problems = [
+        {"id": row.trial_id, "variant": row.variant, "status": row.status, "error": str(row.error)}
+        for row in every.itertuples()
+        if row.status in ("failed", "diverged") or (row.status == "pending" and isinstance(row.error, str))
+    ]
+    confounded = list(dict.fromkeys(row["variant"] for row in facts["rows"] if row.get("confounded")))
     return {
         "study": facts["study"],
         "question": facts["question"].splitlines(),
@@ -153,33 +168,41 @@ def _content(
         "n_trials": len(every),
         "seeds": sorted(table["seed"].unique().tolist()),
         "cells": cell_rows(cells, rows),
-        "verdicts": verdict_rows(overall),
-        "lower_bounds": lower_bounds(table),
+        "answers": _answers(verdicts, overall["stage"]),
+        "verdicts": verdicts,
+        "lower_bounds": bounds,
         "transfer": transfer_rows(*transfer),
         "fits": fit_rows(fits),
         "scaling": scaling,
         "tuning": tuning,
         "capacity": capacity,
         "figures": figures,
-        "mixed": mixed_environments(table),
-        "problems": [
-            {"id": row.trial_id, "variant": row.variant, "status": row.status, "error": str(row.error)}
-            for row in every.itertuples()
-            if row.status in ("failed", "diverged") or (row.status == "pending" and isinstance(row.error, str))
-        ],
-        "trials": [
-            {
-                "id": row.trial_id,
-                "variant": row.variant,
-                "cell": ", ".join(str(getattr(row, name)) for name in CELL if getattr(row, name)),
-                "seed": row.seed,
-                "status": row.status,
-                "loss": "" if pd.isna(row.loss) else f"{row.loss:.4f}",
-                "wall": "" if pd.isna(row.wall_s) else f"{row.wall_s:.1f}",
-            }
-            for row in every.itertuples()
-        ],
+        "mixed": mixed,
+        "problems": problems,
+        "confounded": confounded,
+        "warnings": bool(
+            mixed or bounds or problems or confounded or scaling.left_out or scaling.notes or tuning.flags
+        ),
+        "environment": _environment(table),
     }
+
+
+def _answers(verdicts: list[dict[str, str]], stages: pd.Series) -> list[tuple[str, list[dict[str, str]]]]:
+    """The verdicts stage by stage, what is sure first."""
+    order = ("better", "worse", "indistinguishable", "unknown")
+    found: dict[str, list[dict[str, str]]] = {}
+    for stage, row in zip(stages, verdicts, strict=True):
+        found.setdefault(str(stage), []).append(row)
+    return [(stage, sorted(rows, key=lambda row: order.index(row["kind"]))) for stage, rows in found.items()]
+
+
+def _environment(table: pd.DataFrame) -> list[dict[str, str]]:
+    """How many trials each piece of hardware and each version ran."""
+    return [
+        {"what": "commit of the harness" if name == "git_commit" else name, "value": str(value), "n": str(n)}
+        for name in ("hardware", "device", "precision", "torch", "git_commit")
+        for value, n in table[name].value_counts().items()
+    ]
 
 
 def _figures(

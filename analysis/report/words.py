@@ -10,7 +10,13 @@ import pandas as pd
 from analysis.columns import CELL
 from analysis.transfer import FIRST, columns_of
 
-SIGNS = {"better": "better", "worse": "worse", "indistinguishable": "≈ baseline", "unknown": "n too small"}
+SIGNS = {
+    "better": "better",
+    "worse": "worse",
+    "equivalent": "equivalent",
+    "indistinguishable": "≈ baseline",
+    "unknown": "n too small",
+}
 
 
 def cell_rows(cells: pd.DataFrame, planned: dict[tuple[str, ...], dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,175 @@
+"""Sections of a report that are there where there is something to tell: stacking, speed, stability, proxies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.columns import CELL
+from analysis.errors import AnalysisError
+from analysis.ranking import against_published, agreement_lines, proxies, proxy_lines
+from analysis.report.words import interval
+from analysis.speedup import speedups
+from analysis.stability import stability, training_rows
+from analysis.stacking import factorial, stacking
+
+Heading = tuple[str, str]  # and "l" for text on the left
+MOST_READ = 2000  # trials whose curves are read for spikes
+FEWEST = 4  # variants beside the baseline whose order says something
+
+
+@dataclass
+class Finding:
+    """One section: `lines` are sentences, `rows` the cells of a table, `table` what is kept as NAME.csv."""
+
+    name: str
+    title: str
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)
+    lines: Sequence[str] = ()
+    headings: Sequence[Heading] = ()
+    rows: Sequence[Sequence[str]] = ()
+    note: str = ""
+
+
+def findings(results: Path, facts: dict[str, Any], table: pd.DataFrame, curves: pd.DataFrame) -> list[Finding]:
+    """Of the trials that are compared, and the study's curves with their compute."""
+    baseline = facts["baseline"]
+    tried: dict[str, Callable[[], Finding | None]] = {
+        "Do gains stack?": lambda: _stacking(facts.get("design"), table),
+        "Speed-up": lambda: _speedup(table, baseline, curves),
+        "Beside the published table": lambda: _published(facts.get("published"), table, baseline),
+        "Which small scale can be trusted?": lambda: _proxies(table, baseline),
+        "Stability": lambda: _stability(results, table),
+    }
+    found = []
+    for title, make in tried.items():
+        try:
+            made = make()
+        except AnalysisError as error:
+            made = Finding(title.split()[0].lower(), title, lines=[f"not computed: {error}"])
+        if made is not None:
+            found.append(made)
+    return found
+
+
+def _stacking(on: dict[str, dict[str, bool]] | None, table: pd.DataFrame) -> Finding | None:
+    if not on:
+        return None
+    try:
+        rows = stacking(table, on)
+    except AnalysisError:  # a fraction has neither none nor all of the factors on
+        rows = factorial(table, on)
+    headings = (("cell", "l"), ("effect", "l"), ("kind", "l"), ("n", ""), ("estimate, 95 %", ""), ("verdict", "l"))
+    cells = [
+        [
+            _cell(row),
+            row["effect"],
+            row["kind"].replace("_", " "),
+            str(row["n"]),
+            interval(row["estimate"], row["lo"], row["hi"]),
+            str(row["verdict"] or row["reason"] or ""),
+        ]
+        for row in rows.to_dict("records")
+    ]
+    note = "A contrast for each seed, Student's interval over seeds, verdicts after Holm's correction."
+    return Finding("stacking", "Do gains stack?", rows, (), headings, cells, note)
+
+
+def _speedup(table: pd.DataFrame, baseline: str, curves: pd.DataFrame) -> Finding | None:
+    rows = speedups(table, baseline, curves)
+    known = rows[rows["gain"].notna()]
+    if not len(known):
+        return None
+    headings = (
+        ("variant", "l"),
+        ("scales", "l"),
+        ("counted in", "l"),
+        ("at", ""),
+        ("gain, 90 %", ""),
+        ("trend", "l"),
+    )
+    cells = [
+        [
+            row["variant"],
+            row["family"],
+            row["axis"],
+            f"{row['at']:.3g}",
+            f"{row['gain']:.3g} [{row['lo']:.3g}, {row['hi']:.3g}]",
+            str(row["verdict"]),
+        ]
+        for row in known.to_dict("records")
+    ]
+    note = (
+        "How many times the variant's tokens, FLOPs or seconds the baseline needs for the variant's final loss: "
+        "above 1 the variant is faster. speedup.csv has the method, and why numbers are missing."
+    )
+    return Finding("speedup", "Speed-up", rows, (), headings, cells, note)
+
+
+def _published(name: str | None, table: pd.DataFrame, baseline: str) -> Finding | None:
+    if not name:
+        return None
+    found = against_published(table, name, baseline)
+    headings = (("variant", "l"), ("group", "l"), ("ours, 95 %", ""), ("theirs", ""), ("sign", "l"), ("ranks", ""))
+    cells = [
+        [
+            row["variant"],
+            row["group"],
+            interval(row["ours"], row["ours_lo"], row["ours_hi"]),
+            f"{row['theirs']:+.3f}{' (doubtful)' if row['doubtful'] else ''}",
+            row["sign"],
+            f"{row['rank_ours']:g} and {row['rank_theirs']:g}",
+        ]
+        for row in found.rows.to_dict("records")
+    ]
+    note = "Differences from the baseline, each in its own units; ranks among these rows, 1 is best."
+    return Finding(
+        "published", "Beside the published table", found.rows, agreement_lines(found), headings, cells, note
+    )
+
+
+def _proxies(table: pd.DataFrame, baseline: str) -> Finding | None:
+    if table["variant"].nunique() <= FEWEST or len(table[list(CELL)].drop_duplicates()) < 2:
+        return None
+    found = proxies(table, baseline)
+    return Finding("proxies", "Which small scale can be trusted?", found, proxy_lines(found))
+
+
+def _stability(results: Path, table: pd.DataFrame) -> Finding | None:
+    rows = training_rows(results, table["trial_id"]) if len(table) <= MOST_READ else None
+    found = stability(table, rows)
+    bad = found[(found["finished"] < found["ended"]) | (found["spikes"].fillna(0) > 0)]
+    if not len(bad):
+        return None
+    headings = (("cell", "l"), ("variant", "l"), ("ended", ""), ("diverged", ""), ("rate, 95 %", ""), ("spikes", ""),
+                ("largest", ""), ("gradient tail", ""))  # fmt: skip
+    cells = [
+        [
+            _cell(row),
+            row["variant"],
+            str(row["ended"]),
+            str(row["diverged"]),
+            f"{row['rate']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]" if np.isfinite(row["rate"]) else "",
+            *(_number(row[name]) for name in ("spikes", "largest_spike", "grad_tail")),
+        ]
+        for row in bad.to_dict("records")
+    ]
+    note = (
+        "Variants that did not always finish, or whose training loss jumped; all trials that ended stay in the "
+        "denominator. Spikes: a trial. Gradient tail: the largest norm over the median. Losses and norms are means "
+        "between evaluations."
+    )
+    return Finding("stability", "Stability", found, (), headings, cells, note)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    return ", ".join(str(row[name]) for name in CELL if row.get(name))
+
+
+def _number(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.3g}"

@@ -1,0 +1,225 @@
+"""Stability as a result: divergence, loss spikes, the tail of the gradient norm, sensitivity to the learning rate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.columns import CELL
+from analysis.effects import LEVEL, paired_difference
+from analysis.errors import AnalysisError
+from analysis.table import trial_rows
+
+Array = np.ndarray
+ENDED = ("finished", "diverged", "failed", "stopped")
+WINDOW, CHANGES = 5, 15  # rows of a running median, and changes between rows that its deviation is of
+LEAST = 4  # rows, before which there is no median
+DEVIATIONS = 6.0  # robust standard deviations that a spike lies above it: see `spikes`
+SHARE = 0.01  # of the running median: less is no spike, however even the rows before
+SIGMA = 1.4826  # of the median absolute deviation, to be the standard deviation where values are normal
+WARM_UP = 0.1  # of the steps, where rows do not say the learning rate
+RATES = 3  # the least learning rates of a sweep
+CURVE = ("trial_id", "split", "step", "tokens", "loss", "grad_norm", "lr")
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """`count`; `largest`: the loss of the highest above the running median before it, in the loss's units, 0 where
+    there is none; `recovered`: how many of them came back."""
+
+    count: int
+    largest: float
+    recovered: int
+
+
+def training_rows(results: Path, trials: Iterable[str]) -> pd.DataFrame:
+    """Every row of the metrics of some trials, by their ids: trial_id, split, step, tokens, loss, grad_norm, lr."""
+    rows = [{"trial_id": trial} | row for trial in trials for row in trial_rows(results, trial)]
+    table = pd.DataFrame(rows, columns=list(CURVE))
+    numbers = [name for name in CURVE if name not in ("trial_id", "split")]
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
+
+
+def stability(table: pd.DataFrame, rows: pd.DataFrame | None = None, level: float = LEVEL) -> pd.DataFrame:
+    """Every variant in every cell (stage, size, axes, budget): how its trials ended, and how smoothly they trained.
+
+    `ended` counts the trials that ended, and of these finished, diverged, failed (by the machine or a mistake, which
+    is no divergence) and stopped: all stay in the denominator. `rate` = diverged / ended, [lo, hi] Wilson's interval
+    (Wilson 1927, JASA 22). `not_finished` = 1 - finished / ended.
+
+    From `rows` (`training_rows`), over the trials that have some: `curves`, how many; `spikes`, how many a trial,
+    `spiked`, the share of trials with any, `largest_spike` and `recovered`, the share of spikes that came back, as
+    `spikes` defines them; `grad_tail` and `grad_p99`, the medians over trials of the largest gradient norm and of its
+    99th percentile over its median, as `gradient_tail` does. Missing where no trial has rows.
+
+    Raises `AnalysisError` without the columns of the table of trials.
+    """
+    _require(table, ("trial_id", "variant", "status", *CELL))
+    by_trial = {} if rows is None else dict(tuple(rows[rows["split"] == "batch"].groupby("trial_id", sort=False)))
+    found = []
+    for (*cell, variant), part in table.groupby([*CELL, "variant"], sort=False, dropna=False, observed=True):
+        counts = {name: int((part["status"] == name).sum()) for name in ENDED}
+        ended = sum(counts.values())
+        lo, hi = _wilson(counts["diverged"], ended, level)
+        rates = {"rate": counts["diverged"] / ended, "lo": lo, "hi": hi} if ended else {}
+        rates |= {"not_finished": 1 - counts["finished"] / ended} if ended else {}
+        labels = dict(zip(CELL, map(str, cell), strict=True)) | {"variant": str(variant), "trials": len(part)}
+        mine = [by_trial[trial] for trial in part["trial_id"] if trial in by_trial]
+        found.append(labels | {"ended": ended} | counts | rates | _smoothness(mine))
+    first = (*CELL, "variant", "trials", "ended", *ENDED, "rate", "lo", "hi", "not_finished", "curves", "spikes")
+    return pd.DataFrame(found, columns=[*first, "spiked", "largest_spike", "recovered", "grad_tail", "grad_p99"])
+
+
+def spikes(loss: Any, window: int = WINDOW, deviations: float = DEVIATIONS, share: float = SHARE) -> Spikes:
+    """Spikes of a training loss, in order of steps.
+
+    A row is above where loss > m + max(k s, `share` |m|): m is the median of the last `window` rows that were not
+    above (4 at least), s = 1.4826 times the median absolute deviation of the last 15 changes between such rows, k =
+    `deviations`. A spike is a run of rows above; it has recovered where a later row is not. While it lasts m and s
+    stay as they were, so that a loss that jumps and stays is one spike without recovery. Rows without a finite loss
+    are left out: that is divergence.
+
+    A falling loss makes m high, so that small spikes are not found early. Of rows that are means over many steps, as
+    a trial's are between its evaluations, a spike of few steps is lost in the mean.
+    """
+    values = np.asarray(loss, dtype=float)
+    calm: list[float] = []
+    count, recovered, largest, inside = 0, 0, 0.0, False
+    for value in values[np.isfinite(values)]:
+        middle = float(np.median(calm[-window:])) if len(calm) >= LEAST else np.inf
+        above = float(value) > middle + max(deviations * _spread(calm), share * abs(middle))
+        count += int(above and not inside)
+        recovered += int(inside and not above)
+        if above:
+            largest = max(largest, float(value) - middle)
+        else:
+            calm.append(float(value))
+        inside = above
+    return Spikes(count, largest, recovered)
+
+
+def _spread(calm: list[float]) -> float:
+    changes = np.diff(calm[-CHANGES - 1 :])
+    return SIGMA * float(np.median(np.abs(changes - np.median(changes)))) if len(changes) >= LEAST - 1 else 0.0
+
+
+def gradient_tail(rows: pd.DataFrame) -> dict[str, float]:
+    """The largest gradient norm of a trial and its 99th percentile, each over the median, after warm-up.
+
+    `rows` has step and grad_norm, and lr or not. Warm-up ends at the first row of the highest lr; where rows do not
+    say it, after a tenth of the steps. Missing where fewer than four rows are left.
+    """
+    known = rows[np.isfinite(rows["grad_norm"].astype(float))]
+    if "lr" in known and len(known) and known["lr"].notna().all():
+        begin = known["step"].loc[known["lr"].idxmax()]
+    else:
+        begin = WARM_UP * rows["step"].max()
+    norms = known.loc[known["step"] >= begin, "grad_norm"].to_numpy(dtype=float)
+    middle = float(np.median(norms)) if len(norms) >= LEAST else 0.0
+    if not middle > 0:
+        return {"grad_tail": np.nan, "grad_p99": np.nan}
+    return {"grad_tail": float(norms.max() / middle), "grad_p99": float(np.quantile(norms, 0.99) / middle)}
+
+
+def lr_sensitivity(table: pd.DataFrame, rows: pd.DataFrame | None = None, level: float = LEVEL) -> pd.DataFrame:
+    """How much a variant loses on average where its learning rate is not the best: one row a cell and variant.
+
+    sensitivity = E_eta[min(l(A(eta)), l_0) - l*] of Wortsman et al. 2023, arXiv:2309.14322, section 2.2: the mean
+    over the rates eta of the sweep, l(A(eta)) the final loss, l_0 the loss at initialisation (which a trial that
+    diverged has too), l* the lowest loss of the sweep; in the loss's units. It is computed for each seed that has
+    ended at all these rates; [lo, hi] is the Student interval over the `n` seeds. l_0 is the validation loss of step
+    0 in `rows` (`training_rows`), the mean over the cell's trials of the variant; without it a trial that diverged
+    leaves its seed out. Failed, stopped and pending trials leave theirs out too.
+
+    A cell is a stage, size, budget and the axes but for the learning rate. The rates are those of all variants of the
+    cell that have a sweep, `low` to `high`, so that all are measured alike; variants with fewer than three of them
+    have a `reason` instead. Differs from the paper: its sweep is one fixed grid, and its mean is over that.
+
+    Raises `AnalysisError` without the columns lr, loss, status and seed.
+    """
+    _require(table, ("trial_id", "variant", "status", "loss", "seed", "lr", *CELL))
+    starts = _first_losses(rows)
+    mine = table.assign(
+        axes=[re.sub(r"(?:^|, )lr=[^,]*", "", str(axes)).removeprefix(", ") for axes in table["axes"]],
+        variant=table["variant"].astype(str),
+        start=table["trial_id"].map(starts).astype(float) if starts else np.nan,
+    )
+    found = []
+    for cell, part in mine.groupby(list(CELL), sort=False, dropna=False, observed=True):
+        rates = {name: set(each["lr"].dropna().round(12)) for name, each in part.groupby("variant", sort=False)}
+        swept = [each for each in rates.values() if len(each) >= RATES]
+        shared = sorted(set.intersection(*swept)) if swept else []
+        for variant, each in part.groupby("variant", sort=False):
+            labels = dict(zip(CELL, map(str, cell), strict=True)) | {"variant": str(variant)}
+            found.append(labels | _sensitivity(each, shared, rates[variant], level))
+    columns = (*CELL, "variant", "rates", "low", "high", "best_lr", "n", "sensitivity", "lo", "hi", "reason")
+    return pd.DataFrame(found, columns=list(columns))
+
+
+def _require(table: pd.DataFrame, columns: Iterable[str]) -> None:
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise AnalysisError(f"the table has no column {missing[0]}; its columns: {', '.join(map(str, table))}")
+
+
+def _wilson(count: int, n: int, level: float) -> tuple[float, float]:
+    if not n:
+        return np.nan, np.nan
+    found = stats.binomtest(count, n).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def _smoothness(curves: list[pd.DataFrame]) -> dict[str, float]:
+    """What `stability` says of the curves of one variant in one cell."""
+    if not curves:
+        return {"curves": 0}
+    found = [spikes(rows.sort_values("step")["loss"]) for rows in curves]
+    count = sum(each.count for each in found)
+    tails = pd.DataFrame([gradient_tail(rows) for rows in curves])
+    return {
+        "curves": len(curves),
+        "spikes": count / len(found),
+        "spiked": float(np.mean([each.count > 0 for each in found])),
+        "largest_spike": max(each.largest for each in found),
+        "recovered": sum(each.recovered for each in found) / count if count else np.nan,
+        **{str(name): float(value) for name, value in tails.median().items()},
+    }
+
+
+def _first_losses(rows: pd.DataFrame | None) -> dict[str, float]:
+    """The validation loss of every trial before its first step."""
+    if rows is None:
+        return {}
+    first = rows[(rows["step"] == 0) & (rows["split"] == "valid")].dropna(subset=["loss"])
+    return dict(zip(first["trial_id"], first["loss"].astype(float), strict=True))
+
+
+def _sensitivity(trials: pd.DataFrame, shared: list[float], rates: set[float], level: float) -> dict[str, Any]:
+    if len(shared) < RATES or not set(shared) <= rates:
+        own = f"{len(rates)} learning rates"
+        few = own if len(rates) < RATES else f"{len(shared)} rates in common with the others"
+        return {"rates": len(rates), "n": 0, "reason": f"{few}: a sweep has at least {RATES}"}
+    start = float(trials["start"].mean())
+    ended = trials[trials["lr"].round(12).isin(shared) & trials["status"].isin(["finished", "diverged"])]
+    loss = ended["loss"].astype(float).where(ended["status"] == "finished", start)
+    capped = np.minimum(loss, start) if np.isfinite(start) else loss
+    wide = ended.assign(capped=capped, lr=ended["lr"].round(12)).pivot_table(
+        index="seed", columns="lr", values="capped", dropna=False
+    )
+    wide = wide.reindex(columns=shared).dropna()
+    told: dict[str, Any] = {"rates": len(shared), "low": shared[0], "high": shared[-1]}
+    if not len(wide):
+        unknown = "" if np.isfinite(start) else ", and the loss at initialisation is not known"
+        return told | {"n": 0, "reason": f"no seed has ended at all {len(shared)} learning rates{unknown}"}
+    values = wide.to_numpy(dtype=float)
+    each = (values - values.min(1, keepdims=True)).mean(1)
+    found = paired_difference(each, level)
+    numbers = {"sensitivity": found["diff"], "lo": found["lo"], "hi": found["hi"]}
+    return {**told, **numbers, "n": len(each), "reason": "", "best_lr": float(wide.mean().idxmin())}
