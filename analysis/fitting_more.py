@@ -94,7 +94,7 @@ def compared(table: pd.DataFrame, options: argparse.Namespace) -> dict[str, Any]
     names = table[options.group].astype(str)
     if options.baseline not in set(names):
         raise AnalysisError(
-            f"--baseline {options.baseline!r}: no such {options.group}; known: {', '.join(set(names))}"
+            f"--baseline {options.baseline!r}: no such {options.group}; known: {', '.join(dict.fromkeys(names))}"
         )
     scale = law.inputs[0] if len(law.inputs) == 1 else "c"
     data = reading.points(table, letters, tuple(dict.fromkeys((*law.inputs, scale, "loss"))))
