@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ablate.draft import Origin
+from ablate.errors import unknown
 from ablate.yamlfile import Document
 
 MOST_SEEDS = 10_000
@@ -68,6 +69,22 @@ def mapping(document: Document, place: Place) -> Mapping[str, Any]:
         return {}
     if not isinstance(tree, Mapping):
         raise document.error(place, f"{tree!r} must be a mapping")
+    return tree
+
+
+def block(document: Document, name: str, keys: Sequence[str], shape: str) -> Mapping[str, Any] | None:
+    """A block of the grid that may have these keys, None where there is none; `shape` says how one looks.
+
+    Raises `UserError`.
+    """
+    tree = at(document, (name,))
+    if tree is None:
+        return None
+    if not isinstance(tree, Mapping):
+        raise document.error((name,), f"{tree!r} must be a mapping{shape}")
+    for key in tree:
+        if key not in keys:
+            raise document.error((name, str(key)), unknown("key", key, keys))
     return tree
 
 

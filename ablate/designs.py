@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ablate.choices import at
+from ablate.choices import at, block
 from ablate.draft import Draft, Origin
 from ablate.errors import UserError, unknown
 from ablate.overlays import BASELINE, Overlay, compose
@@ -92,14 +92,9 @@ class Designed:
 
 def designed(document: Document) -> tuple[Designed, ...] | None:
     """The variants of a grid's design, the baseline first; None where it has no design. Raises `UserError`."""
-    tree = at(document, ("design",))
+    tree = block(document, "design", KEYS, ", as {factors: {a: rope, b: swiglu}}")
     if tree is None:
         return None
-    if not isinstance(tree, Mapping):
-        raise document.error(("design",), f"{tree!r} must be a mapping, as {{factors: {{a: rope, b: swiglu}}}}")
-    for key in tree:
-        if key not in KEYS:
-            raise document.error(("design", str(key)), unknown("key", key, KEYS))
     if document.value.get("variants"):
         raise document.error(("variants",), "variants and design do not go together: a design makes the variants")
     kind = tree.get("kind", "both")

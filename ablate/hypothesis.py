@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ablate.choices import at
+from ablate.choices import block
 from ablate.errors import unknown
 from ablate.yamlfile import Document
 
@@ -29,14 +29,9 @@ EXPECTATIONS = ("better", "worse", "equivalent")
 
 def hypothesis(document: Document, variants: Sequence[str]) -> dict[str, Any] | None:
     """The block with its defaults, None where a grid has none. Raises `UserError`."""
-    tree = at(document, ("hypothesis",))
+    tree = block(document, "hypothesis", KEYS, f" with {', '.join(KEYS)}")
     if tree is None:
         return None
-    if not isinstance(tree, Mapping):
-        raise document.error(("hypothesis",), f"{tree!r} must be a mapping with {', '.join(KEYS)}")
-    for key in tree:
-        if key not in KEYS:
-            raise document.error(("hypothesis", str(key)), unknown("key", key, KEYS))
     found = {"claim": "", "expect": "better", "metric": "loss", "smallest": 0.0, "stopping": "", **tree}
     others = variants[1:]
     if found.get("variant") not in others:

@@ -10,10 +10,9 @@ spent, or where nothing is left.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ablate.choices import at
+from ablate.choices import block
 from ablate.errors import unknown
 from ablate.yamlfile import Document
 
@@ -34,14 +33,9 @@ class Prediction:
 
 def prediction(document: Document) -> Prediction | None:
     """The prediction that a grid asks for, None where it does not. Raises `UserError`."""
-    tree = at(document, ("predict",))
+    tree = block(document, "predict", KEYS, ", as {flops: 1e18, within: 0.02}")
     if tree is None:
         return None
-    if not isinstance(tree, Mapping):
-        raise document.error(("predict",), f"{tree!r} must be a mapping, as {{flops: 1e18, within: 0.02}}")
-    for key in tree:
-        if key not in KEYS:
-            raise document.error(("predict", str(key)), unknown("key", key, KEYS))
     for other in OTHERS:
         if document.value.get(other):
             raise document.error(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ablate.choices import at, seeds
+from ablate.choices import block, seeds
 from ablate.errors import unknown
 from ablate.yamlfile import Document
 
@@ -40,14 +40,9 @@ class Race:
 
 def race(document: Document) -> Race | None:
     """The race that a grid asks for, None where it does not. Raises `UserError`."""
-    tree = at(document, ("race",))
+    tree = block(document, "race", KEYS, ", as {first: 3, most: 12}")
     if tree is None:
         return None
-    if not isinstance(tree, Mapping):
-        raise document.error(("race",), f"{tree!r} must be a mapping, as {{first: 3, most: 12}}")
-    for key in tree:
-        if key not in KEYS:
-            raise document.error(("race", str(key)), unknown("key", key, KEYS))
     for other in OTHERS:
         if document.value.get(other):
             raise document.error((other,), f"{other} and race do not go together: both say which trials are run")

@@ -10,11 +10,9 @@ never compete with each other. In a study with stages, trials compete in those t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ablate.choices import at
-from ablate.errors import unknown
+from ablate.choices import block
 from ablate.yamlfile import Document
 
 
@@ -32,14 +30,9 @@ class Rungs:
 
 def rungs(document: Document) -> Rungs | None:
     """The rungs of a grid, None where it has none. Raises `UserError`."""
-    tree = at(document, ("rungs",))
+    tree = block(document, "rungs", ("at", "keep"), ", as {at: [0.3], keep: 0.5}")
     if tree is None:
         return None
-    if not isinstance(tree, Mapping):
-        raise document.error(("rungs",), f"{tree!r} must be a mapping, as {{at: [0.3], keep: 0.5}}")
-    for key in tree:
-        if key not in ("at", "keep"):
-            raise document.error(("rungs", str(key)), unknown("key", key, ("at", "keep")))
     shares = tree.get("at", [0.3])
     shares = shares if isinstance(shares, list) else [shares]
     if not shares or not all(_is_share(each) for each in shares) or sorted(set(shares)) != shares:
