@@ -154,7 +154,7 @@ def test_the_section_is_there_when_there_is_something_to_show(tmp_path: Path) ->
     root = results(tmp_path)
     report = write_report(root, "made")
     text, page = report.markdown.read_text(), report.html.read_text()
-    assert "## Capacity" in text and "## Attention heads" in text and "<h2>Capacity</h2>" in page
+    assert "## Capacity" in text and "## Attention heads" in text and ">Capacity</h2>" in page
     table = capacity_table(study_table(root, "made"), study_curves(root, "made"))
     back = pd.read_csv(report.html.parent / "capacity.csv")
     assert back["gap"].tolist() == pytest.approx(table["gap"].tolist())

@@ -503,3 +503,14 @@ def test_a_report_written_again_follows_the_records(tmp_path: Path) -> None:
         fabricate.write_trial(tmp_path / "trials" / trial["id"], trial, 100_000, 2.5)
     after = read(write_report(tmp_path, "made"), "md")["cell, trials"][0]["n"]
     assert (before, after) == ("2 (1 pending)", "3")
+
+
+def test_a_raced_study_says_that_its_intervals_are_too_sure(tmp_path: Path) -> None:
+    fabricate.study(tmp_path, loss, VARIANTS[:2], SIZES[:1])
+    plain = write_report(tmp_path, "made")
+    said = "intervals and p-values here take their number as fixed"
+    assert said not in plain.html.read_text() + plain.markdown.read_text()
+    file = tmp_path / "studies" / "made" / "study.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"race": {"first": 2, "most": 3}}))
+    raced = write_report(tmp_path, "made")
+    assert said in raced.html.read_text() and said in raced.markdown.read_text()

@@ -41,6 +41,11 @@ from analysis.transfer import downstream, pretrained, wide
 from analysis.tuning import reported
 from analysis.variants import fit_variants
 
+RACED = (
+    "seeds were added where a verdict needed them: intervals and p-values here take their number as fixed, and are "
+    "too sure of rows that stopped early"
+)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -62,6 +67,8 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
     every = study_table(results, study)
     table = reported(every, facts.get("tune"))
     tuning = tuning_section(every, facts.get("tune") or [], facts["baseline"])
+    if facts.get("race"):
+        tuning.flags.append(RACED)
     cells = comparison_table(table, facts["baseline"])
     overall = overall_table(table, facts["baseline"])
     first = finished(table[table["stage"] == table["stage"].iloc[0]])
