@@ -17,6 +17,7 @@ hypothesis: {variant: rope, expect: better, smallest: 0.01}     # said before it
 design: {factors: {rope: rope, gate: swiglu}, kind: both}       # variants of factors: see `designs.py`
 published: narang_table1        # a published table to be shown beside the study's: `analysis.published`
 race: {first: 3, most: 12}      # seeds where a verdict still needs them: see `races.py`
+smallest: 0.01                  # effect of interest, in the metric's units; by metric: {loss: 0.01, accuracy: 0.005}
 plugins: [my_variants.py]
 """
 
@@ -35,7 +36,7 @@ from ablate.choices import Choice, axes, mapping, seeds, show, values_of
 from ablate.designs import Designed, designed
 from ablate.draft import Draft, Origin, sections_with
 from ablate.errors import UserError, unknown
-from ablate.hypothesis import hypothesis
+from ablate.hypothesis import hypothesis, smallest
 from ablate.match import TARGETS
 from ablate.overlays import BASELINE, compose, ladders
 from ablate.prediction import Prediction, prediction
@@ -64,6 +65,7 @@ KEYS = (
     "hypothesis",
     "published",
     "race",
+    "smallest",
     "plugins",
 )
 BUDGETS = ("tokens_per_param", "tokens", "flops")
@@ -140,6 +142,7 @@ class Grid:
     hypothesis: Mapping[str, Any] | None
     published: str | None
     race: Race | None
+    smallest: float | Mapping[str, float] | None
     plugins: tuple[Path, ...]
 
     @property
@@ -163,6 +166,7 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
             raise document.error((key,), unknown("key", key, KEYS))
     plugins = _plugins(document)  # first: what follows may name their components
     variants = designed(document) or _variants(document)
+    expected = hypothesis(document, [variant.name for variant in variants])
     return Grid(
         name=_name(document),
         document=document,
@@ -181,7 +185,8 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
         tune=tuning(document),
         published=_published(document),
         race=race(document),
-        hypothesis=hypothesis(document, [variant.name for variant in variants]),
+        smallest=smallest(document, expected),
+        hypothesis=expected,
         plugins=plugins,
     )
 

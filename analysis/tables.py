@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,20 +12,22 @@ from analysis.effects import COLUMNS, compare, judged
 from analysis.table import finished
 
 SIGN = {"lower": 1, "higher": -1}  # of a metric, so that less is better
+Smallest = float | Mapping[str, float] | None  # effect of interest: of every metric, or by metric
 EFFECT = ("diff", "lo", "hi", "boot_lo", "boot_hi", "sd", "noise_units", "p", "p_tost")  # of a row of a table
 
 
-def comparison_table(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def comparison_table(table: pd.DataFrame, baseline: str, smallest: Smallest = None) -> pd.DataFrame:
     """Every variant in every cell (stage, size, axes, budget): costs, losses and scores over seeds, difference from
     the baseline.
 
     `n` counts finished trials, `failed` and `diverged` the others that ended: they stay in the denominator.
     diff, lo, hi: paired difference from the baseline in the same cell, of the task's headline metric (`metric`, the
-    loss for language models), 95 % Student interval. The verdict is after Holm's correction over the whole table.
+    loss for language models), 95 % Student interval, and the other columns of `analysis.effects.compare`. The verdict
+    is after Holm's correction over the whole table.
     """
     rows = []
     for cell, part in table.groupby(list(CELL), sort=False, dropna=False, observed=True):
-        effects = score_effects(part, baseline, PAIR)
+        effects = score_effects(part, baseline, PAIR, smallest=smallest)
         for variant, trials in part.groupby("variant", sort=False, observed=True):
             effect = effects[effects["variant"] == variant]
             rows.append(
@@ -49,27 +51,41 @@ def comparison_table(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return out
 
 
-def score_effects(table: pd.DataFrame, baseline: str, pair_on: Sequence[str], score: str = "score") -> pd.DataFrame:
+def score_effects(
+    table: pd.DataFrame,
+    baseline: str,
+    pair_on: Sequence[str],
+    score: str = "score",
+    smallest: Smallest = None,
+    clusters: str | None = None,
+) -> pd.DataFrame:
     """`compare` on a column of scores of one metric, in its own units, whichever of its values are better; empty
     where the baseline has none.
 
     Trials that began from one model share its luck. Where there are several such models (of different seeds), each
-    is one value, the mean of its trials: the pairs are of models.
+    is one value, the mean of its trials: the pairs are of models, and clusters, if any, are models.
     """
     if table["parent_seed"].nunique() > 1:
-        pair_on = [key for key in pair_on if key != "seed"]
+        pair_on, clusters = [key for key in pair_on if key != "seed"], clusters and "parent_seed"
     done = finished(table)
     done = done[done[score].notna()]
     if not (done["variant"] == baseline).any():
         return pd.DataFrame(columns=list(COLUMNS))
-    sign = SIGN[metric_of(table)["better"]]
-    effects = compare(done.assign(value=sign * done[score]), baseline, "value", pair_on)
+    metric = metric_of(table)
+    sign, of_interest = SIGN[metric["better"]], smallest_of(smallest, metric["metric"])
+    values = done.assign(value=sign * done[score])
+    effects = compare(values, baseline, "value", pair_on, smallest=of_interest, clusters=clusters)
     if sign < 0:
         turned = {"diff": "diff", "lo": "hi", "hi": "lo", "boot_lo": "boot_hi", "boot_hi": "boot_lo"}
         effects = effects.assign(
             **{name: -effects[of] for name, of in turned.items()}, noise_units=-effects["noise_units"]
         )
     return effects
+
+
+def smallest_of(smallest: Smallest, metric: str) -> float | None:
+    """The smallest effect of interest in a metric, None where none is stated."""
+    return smallest.get(metric) if isinstance(smallest, Mapping) else smallest
 
 
 def metric_of(table: pd.DataFrame) -> dict[str, str]:
@@ -108,16 +124,19 @@ def losses(done: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def overall_table(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """One row a variant and stage: the paired difference of the stage's headline metric over all cells and seeds.
+def overall_table(table: pd.DataFrame, baseline: str, smallest: Smallest = None) -> pd.DataFrame:
+    """One row a variant and stage: the paired difference of the stage's headline metric, the mean over cells.
 
-    The interval is over the pairs' spread, cells included: it speaks of these sizes and budgets, not of others.
+    A seed is one value, its mean over the cells, and n counts seeds (models, where trials began from several): runs
+    of one seed share their luck across sizes, and sizes differ in their true difference, so that pairs are no
+    independent draws (`analysis.effects.compare`). The interval speaks of these sizes and budgets, not of others.
     `test_diff`, `test_lo`, `test_hi` and `test_verdict` are the same on test data.
     """
     found = []
     for stage, part in table.groupby("stage", sort=False, dropna=False, observed=True):
-        effects = score_effects(part, baseline, [*PAIR, *CELL])
-        tested = score_effects(part, baseline, [*PAIR, *CELL], "test_score").set_index("variant")
+        pairs = [*PAIR, *CELL]
+        effects = score_effects(part, baseline, pairs, smallest=smallest, clusters="seed")
+        tested = score_effects(part, baseline, pairs, "test_score", smallest, "seed").set_index("variant")
         for name in ("diff", "lo", "hi", "verdict"):
             effects[f"test_{name}"] = effects["variant"].map(tested[name])
         found.append(effects.assign(stage=str(stage), **metric_of(part)))

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.columns import PAIR
-from analysis.effects import holm, paired_difference, verdict
+from analysis.effects import judged, paired_difference
 from analysis.table import finished
-from analysis.tables import SIGN, costs, losses, metric_of, score_effects
+from analysis.tables import SIGN, Smallest, costs, losses, metric_of, score_effects
 
 FIRST = ["size", "axes", "budget"]  # a cell of the first stage
 
@@ -30,7 +30,7 @@ def pretrained(table: pd.DataFrame, first: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def downstream(table: pd.DataFrame, baseline: str, first: str) -> pd.DataFrame:
+def downstream(table: pd.DataFrame, baseline: str, first: str, smallest: Smallest = None) -> pd.DataFrame:
     """The later stages, one row for each cell of the first stage, variant and column.
 
     A column is a stage, or a stage at one setting of its own axes. Its score is the headline metric on test data, on
@@ -46,26 +46,26 @@ def downstream(table: pd.DataFrame, baseline: str, first: str) -> pd.DataFrame:
     rows = [
         row
         for cell, _ in table[table["stage"] == first].groupby(FIRST, sort=False, dropna=False, observed=True)
-        for row in _cell_rows(later, tuple(map(str, cell)), baseline)
+        for row in _cell_rows(later, tuple(map(str, cell)), baseline, smallest)
     ]
     out = pd.DataFrame(rows)
     if not len(out):
         return out
-    out["p_holm"] = holm(out["p"].to_numpy(float))
-    signs = np.array([SIGN[better] for better in out["better"]])
-    parts = zip(out["variant"], signs * out["diff"], out["p_holm"], out["n"], strict=True)
-    out["verdict"] = ["baseline" if name == baseline else verdict(d, p, n) for name, d, p, n in parts]
+    out = judged(out, sign=np.array([SIGN[better] for better in out["better"]]))
+    out.loc[out["variant"] == baseline, "verdict"] = "baseline"
     return out
 
 
-def _cell_rows(later: pd.DataFrame, cell: tuple[str, ...], baseline: str) -> Iterator[dict[str, object]]:
+def _cell_rows(
+    later: pd.DataFrame, cell: tuple[str, ...], baseline: str, smallest: Smallest
+) -> Iterator[dict[str, object]]:
     size, axes, budget = cell
     inside = np.array([not axes or f"{each}, ".startswith(f"{axes}, ") for each in later["axes"]], dtype=bool)
     mine = later[inside & (later["size"] == size) & (later["budget"] == budget)]
     for (stage, setting), part in mine.groupby(["stage", "axes"], sort=False, dropna=False, observed=True):
         own = str(setting).removeprefix(axes).removeprefix(", ")
         score = "test_score" if part["test_score"].notna().any() else "score"
-        effects = score_effects(part, baseline, PAIR, score).set_index("variant")
+        effects = score_effects(part, baseline, PAIR, score, smallest).set_index("variant")
         for variant, trials in part.groupby("variant", sort=False, observed=True):
             done = finished(trials).dropna(subset=[score])
             values = done[score].to_numpy(float)
@@ -85,7 +85,7 @@ def _cell_rows(later: pd.DataFrame, cell: tuple[str, ...], baseline: str) -> Ite
                 "lo": mean["lo"],
                 "hi": mean["hi"],
                 "diff": effect.get("diff", np.nan),
-                "p": effect.get("p", np.nan),
+                **{name: effect.get(name, np.nan) for name in ("p", "p_tost")},
                 "trial_ids": " ".join(trials["trial_id"]),
             }
 

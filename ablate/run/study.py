@@ -80,6 +80,7 @@ def study_tree(plan: Plan) -> dict[str, Any]:
         "tolerance": plan.grid.tolerance,
         "design": {each.name: dict(each.on) for each in plan.grid.variants if isinstance(each, Designed)} or None,
         "published": plan.grid.published,
+        "smallest": plan.grid.smallest,
         "race": None if plan.grid.race is None else asdict(plan.grid.race),
         "tune": None if plan.grid.tune is None else list(plan.grid.tune.paths),
         "predict": None if plan.grid.predict is None else asdict(plan.grid.predict),
