@@ -17,6 +17,7 @@ hypothesis: {variant: rope, expect: better, smallest: 0.01}     # said before it
 design: {factors: {rope: rope, gate: swiglu}, kind: both}       # variants of factors: see `designs.py`
 published: narang_table1        # a published table to be shown beside the study's: `analysis.published`
 race: {first: 3, most: 12}      # seeds where a verdict still needs them: see `races.py`
+promote: {wanted: not worse, sure: 0.5}     # at the largest scale only what the smaller speak for: `promoting.py`
 plugins: [my_variants.py]
 """
 
@@ -39,6 +40,7 @@ from ablate.hypothesis import hypothesis
 from ablate.match import TARGETS
 from ablate.overlays import BASELINE, compose, ladders
 from ablate.prediction import Prediction, prediction
+from ablate.promoting import Promote, promotion
 from ablate.races import Race, race
 from ablate.rungs import Rungs, rungs
 from ablate.spec import SECTIONS
@@ -64,6 +66,7 @@ KEYS = (
     "hypothesis",
     "published",
     "race",
+    "promote",
     "plugins",
 )
 BUDGETS = ("tokens_per_param", "tokens", "flops")
@@ -140,6 +143,7 @@ class Grid:
     hypothesis: Mapping[str, Any] | None
     published: str | None
     race: Race | None
+    promote: Promote | None
     plugins: tuple[Path, ...]
 
     @property
@@ -181,6 +185,7 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
         tune=tuning(document),
         published=_published(document),
         race=race(document),
+        promote=promotion(document),
         hypothesis=hypothesis(document, [variant.name for variant in variants]),
         plugins=plugins,
     )
