@@ -18,6 +18,7 @@ design: {factors: {rope: rope, gate: swiglu}, kind: both}       # variants of fa
 published: narang_table1        # a published table to be shown beside the study's: `analysis.published`
 race: {first: 3, most: 12}      # seeds where a verdict still needs them: see `races.py`
 smallest: 0.01                  # effect of interest, in the metric's units; by metric: {loss: 0.01, accuracy: 0.005}
+promote: {wanted: not worse, sure: 0.5}     # at the largest scale only what the smaller speak for: `promoting.py`
 plugins: [my_variants.py]
 """
 
@@ -40,6 +41,7 @@ from ablate.hypothesis import hypothesis, smallest
 from ablate.match import TARGETS
 from ablate.overlays import BASELINE, compose, ladders
 from ablate.prediction import Prediction, prediction
+from ablate.promoting import Promote, promotion
 from ablate.races import Race, race
 from ablate.rungs import Rungs, rungs
 from ablate.spec import SECTIONS
@@ -66,6 +68,7 @@ KEYS = (
     "published",
     "race",
     "smallest",
+    "promote",
     "plugins",
 )
 BUDGETS = ("tokens_per_param", "tokens", "flops")
@@ -143,6 +146,7 @@ class Grid:
     published: str | None
     race: Race | None
     smallest: float | Mapping[str, float] | None
+    promote: Promote | None
     plugins: tuple[Path, ...]
 
     @property
@@ -187,6 +191,7 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
         race=race(document),
         smallest=smallest(document, expected),
         hypothesis=expected,
+        promote=promotion(document),
         plugins=plugins,
     )
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.columns import CELL
 from analysis.effects import benjamini_hochberg
+from analysis.promotion import largest
 from analysis.racing import Decision, RacePlan, pairs, standing
 from analysis.tables import SIGN, comparison_table, overall_table
 
@@ -25,15 +26,28 @@ def compared(table: pd.DataFrame, facts: Mapping[str, Any]) -> tuple[pd.DataFram
     and what has none for a number of pairs that followed from the results is missing. A variant is then better over
     all cells where it is better in one and worse in none, and so the other way round, equivalent where it is in all:
     the probability of any false one is still at most the race's level. Its difference is the mean over the cells.
+    With `promote` the race was at the largest scale of each ladder, between the baseline and what was promoted.
     """
     baseline, smallest = facts["baseline"], facts.get("smallest")
     cells, overall = comparison_table(table, baseline, smallest), overall_table(table, baseline, smallest)
     if not facts.get("race"):
         return cells, overall
     wanted = {key: value for key, value in facts["race"].items() if key != "spend"}
-    decisions = standing(pairs(table, baseline), RacePlan(**wanted)).decisions
+    raced = _promoted(table, facts) if facts.get("promote") else table
+    if not len(raced):
+        return cells, overall
+    decisions = standing(pairs(raced, baseline), RacePlan(**wanted)).decisions
     cells = _raced(cells, decisions)
     return cells, _over_cells(overall, cells)
+
+
+def _promoted(table: pd.DataFrame, facts: Mapping[str, Any]) -> pd.DataFrame:
+    """The trials at the largest scale of every ladder, of variants of which some were trained there."""
+    planned = table["trial_id"].map({trial["id"]: trial["train_flops"] for trial in facts["trials"]})
+    ladders = table.assign(train_flops=planned).groupby("axes", sort=False, dropna=False, observed=True)
+    found = [part[largest(part, facts["baseline"])[0]] for _, part in ladders]
+    begun = [part[part["variant"].isin(part["variant"][part["status"] != "pending"])] for part in found]
+    return pd.concat([part for part in begun if part["variant"].nunique() > 1] or [table.iloc[:0]])
 
 
 def _raced(cells: pd.DataFrame, decisions: Mapping[tuple[str, ...], Decision]) -> pd.DataFrame:

@@ -6,12 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from pandas.api.typing import DataFrameGroupBy
 
 from analysis.columns import CELL, PAIR
 from analysis.effects import COLUMNS, compare, judged
 from analysis.table import finished
 
 SIGN = {"lower": 1, "higher": -1}  # of a metric, so that less is better
+ROW = (*CELL, "variant")
+ENDS = ("failed", "diverged", "stopped", "pending")  # of trials, beside finished
+COSTS = ("params_total", "flops_per_token", "train_flops")
+MEANS = {name: name for name in ("early_loss", "loss", "bits_per_byte", "test_loss", "score", "test_score")}
+MEANS["generalisation_gap"] = "gap"
 Smallest = float | Mapping[str, float] | None  # effect of interest: of every metric, or by metric
 EFFECT = ("diff", "lo", "hi", "boot_lo", "boot_hi", "sd", "noise_units", "p", "p_tost")  # of a row of a table
 
@@ -25,27 +31,18 @@ def comparison_table(table: pd.DataFrame, baseline: str, smallest: Smallest = No
     loss for language models), 95 % Student interval, and the other columns of `analysis.effects.compare`. The verdict
     is after Holm's correction over the whole table.
     """
-    rows = []
-    for cell, part in table.groupby(list(CELL), sort=False, dropna=False, observed=True):
-        effects = score_effects(part, baseline, PAIR, smallest=smallest)
-        for variant, trials in part.groupby("variant", sort=False, observed=True):
-            effect = effects[effects["variant"] == variant]
-            rows.append(
-                dict(zip(CELL, map(str, cell), strict=True))
-                | {"variant": str(variant), **metric_of(part)}
-                | costs(trials)
-                | losses(finished(trials))
-                | {
-                    "trials": len(trials),
-                    "failed": int((trials["status"] == "failed").sum()),
-                    "diverged": int((trials["status"] == "diverged").sum()),
-                    "stopped": int((trials["status"] == "stopped").sum()),
-                    "pending": int((trials["status"] == "pending").sum()),
-                }
-                | {key: effect[key].iloc[0] if len(effect) else np.nan for key in EFFECT}
-                | {"trial_ids": " ".join(trials["trial_id"])}
-            )
-    out = pd.DataFrame(rows)
+    cells = table.groupby(list(CELL), sort=False, dropna=False, observed=True)
+    effects, order = [], []
+    for cell, part in cells:
+        labels = dict(zip(CELL, map(str, cell), strict=True))
+        effects.append(score_effects(part, baseline, PAIR, smallest=smallest).assign(**labels))
+        order += [labels | {"variant": str(name), **metric_of(part)} for name in dict.fromkeys(part["variant"])]
+    rows = table.groupby(list(ROW), sort=False, dropna=False, observed=True)
+    ends = rows["status"].value_counts().unstack(fill_value=0).reindex(columns=list(ENDS), fill_value=0)
+    ids = rows["trial_id"].agg(" ".join).rename("trial_ids")
+    parts = [costs(table, ROW), losses(table, ROW), rows.size().rename("trials"), ends]
+    parts += [pd.concat(effects).set_index(list(ROW))[list(EFFECT)], ids]
+    out = pd.DataFrame(order).set_index(list(ROW)).join(parts).reset_index()
     out = judged(out, sign=np.array([SIGN[better] for better in out["better"]]))
     out.loc[out["variant"] == baseline, "verdict"] = "baseline"
     return out
@@ -95,33 +92,26 @@ def metric_of(table: pd.DataFrame) -> dict[str, str]:
     return {"metric": str(name), "better": str(better)}
 
 
-def costs(trials: pd.DataFrame) -> dict[str, float]:
-    """Parameters and FLOPs of one variant in one cell, and how fast its trials ran."""
-    return {
-        "params_total": trials["params_total"].astype(float).max(),
-        "flops_per_token": trials["flops_per_token"].astype(float).max(),
-        "train_flops": trials["train_flops"].astype(float).max(),
-        "tokens_per_s": trials["tokens_per_s"].astype(float).median(),
-    }
+def costs(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Parameters and FLOPs of each row that the columns `by` name, and how fast its trials ran, the median."""
+    rows = _numbers(table, [*COSTS, "tokens_per_s"], by)
+    return rows[list(COSTS)].max().join(rows["tokens_per_s"].median())
 
 
-def losses(done: pd.DataFrame) -> dict[str, float]:
-    """Means over seeds, and standard deviations (n - 1) where there are two or more."""
-    loss, early = done["loss"].astype(float), done["early_loss"].astype(float)
-    return {
-        "n": len(done),
-        "early_loss": early.mean(),
-        "early_sd": early.std(ddof=1),
-        "loss": loss.mean(),
-        "loss_sd": loss.std(ddof=1),
-        "bits_per_byte": done["bits_per_byte"].astype(float).mean(),
-        "test_loss": done["test_loss"].astype(float).mean(),
-        "score": done["score"].astype(float).mean(),
-        "score_sd": done["score"].astype(float).std(ddof=1),
-        "test_score": done["test_score"].astype(float).mean(),
-        "test_score_sd": done["test_score"].astype(float).std(ddof=1),
-        "gap": done["generalisation_gap"].astype(float).mean(),
-    }
+def losses(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Of each row that the columns `by` name: n, the trials with a final loss, the means of these over seeds, and
+    standard deviations (n - 1) where there are two or more."""
+    every = table.groupby(list(by), sort=False, dropna=False, observed=True).size().index
+    rows = _numbers(finished(table), list(MEANS), by)
+    spread = {"early_sd": "early_loss", **{f"{name}_sd": name for name in ("loss", "score", "test_score")}}
+    found = rows.mean().rename(columns=MEANS).assign(**{name: rows[of].std(ddof=1) for name, of in spread.items()})
+    n = rows.size().reindex(every, fill_value=0).rename("n")
+    return pd.concat([n, found.reindex(every)], axis=1)
+
+
+def _numbers(table: pd.DataFrame, names: Sequence[str], by: Sequence[str]) -> DataFrameGroupBy:
+    numbers = table[list(names)].astype(float)
+    return pd.concat([table[list(by)], numbers], axis=1).groupby(list(by), sort=False, dropna=False, observed=True)
 
 
 def overall_table(table: pd.DataFrame, baseline: str, smallest: Smallest = None) -> pd.DataFrame:

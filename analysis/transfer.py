@@ -13,21 +13,19 @@ from analysis.table import finished
 from analysis.tables import SIGN, Smallest, costs, losses, metric_of, score_effects
 
 FIRST = ["size", "axes", "budget"]  # a cell of the first stage
+INTERVAL = {"loss_lo": "lo", "loss_hi": "hi"}
 
 
 def pretrained(table: pd.DataFrame, first: str) -> pd.DataFrame:
     """Every variant in every cell of the first stage: parameters, operations, steps per second, early loss (at 1/8 of
     the budget) and final loss, with their deviations over seeds and the final one's 95 % Student interval."""
-    rows = []
-    mine = table[table["stage"] == first]
-    for (*cell, variant), trials in mine.groupby([*FIRST, "variant"], sort=False, dropna=False, observed=True):
-        done = finished(trials)
-        mean = paired_difference(done["loss"].to_numpy(float))
-        labels = dict(zip(FIRST, map(str, cell), strict=True)) | {"variant": str(variant), "trials": len(trials)}
-        interval = {"loss_lo": mean["lo"], "loss_hi": mean["hi"]}
-        speed = {"steps_per_s": trials["steps_per_s"].astype(float).median()}
-        rows.append(labels | costs(trials) | losses(done) | interval | speed)
-    return pd.DataFrame(rows)
+    mine, keys = table[table["stage"] == first], [*FIRST, "variant"]
+    rows = mine.groupby(keys, sort=False, dropna=False, observed=True)
+    means = {name: paired_difference(finished(trials)["loss"].to_numpy(float)) for name, trials in rows}
+    ends = {end: pd.Series({name: mean[of] for name, mean in means.items()}) for end, of in INTERVAL.items()}
+    speed = mine["steps_per_s"].astype(float).groupby([mine[key] for key in keys], sort=False, observed=True).median()
+    found = costs(mine, keys).join(losses(mine, keys)).assign(**ends, steps_per_s=speed, trials=rows.size())
+    return found.reset_index().astype(dict.fromkeys(keys, object))
 
 
 def downstream(table: pd.DataFrame, baseline: str, first: str, smallest: Smallest = None) -> pd.DataFrame:

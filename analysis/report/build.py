@@ -66,7 +66,7 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
     tuning = tuning_section(every, facts.get("tune") or [], facts["baseline"])
     cells, overall = compared(table, facts)
     first = finished(table[table["stage"] == table["stage"].iloc[0]])
-    curves, by_compute = study_curves(results, study), compute_curves(results, study)
+    curves, by_compute = study_curves(results, study), compute_curves(results, every)
     scaling = (
         scaling_section(first, by_compute, facts["baseline"], loss_of(first), facts.get("predict"))
         if len(first)

@@ -175,8 +175,8 @@ def _stability(results: Path, table: pd.DataFrame) -> Finding | None:
     ]
     note = (
         "Variants that did not always finish, or whose training loss jumped; all trials that ended stay in the "
-        "denominator. Spikes: a trial. Gradient tail: the largest norm over the median. Losses and norms are means "
-        "between evaluations."
+        "denominator. Spikes: a trial. Gradient tail: the largest norm over the median. Losses and norms are the "
+        "largest of a step between evaluations, or means where some record has no others."
     )
     return Finding("stability", "Stability", found, (), headings, cells, note)
 
