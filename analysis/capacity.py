@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,9 +78,10 @@ def capacity_table(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     points, done, rows = curve_points(table, curves), finished(table), []
     groups = done.groupby([*CELL, "variant"], sort=False, dropna=False, observed=True)
     number = points["trial_id"].map(dict(zip(done["trial_id"], groups.ngroup(), strict=True)))
-    by_row = dict(iter(points.groupby(number)))
+    of_row = points.groupby([number.to_numpy(), "split"]).indices
+    shares, losses = (points[name].to_numpy(dtype=float) for name in ("share", "loss"))
+    trials = pd.factorize(points["trial_id"])[0]
     for place, (key, part) in enumerate(groups):
-        mine = by_row.get(place, points.iloc[:0])
         gap = paired_difference(part["generalisation_gap"].dropna().to_numpy(dtype=float))
         row = dict(zip((*CELL, "variant"), map(str, key), strict=True)) | {
             "n": len(part),
@@ -89,35 +91,46 @@ def capacity_table(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
             "gap_lo": gap["lo"],
             "gap_hi": gap["hi"],
         }
-        rows.append(row | _shape(_by_step(mine, "valid"), _by_step(mine, "train"), row))
+        mine = [of_row.get((place, split), np.array([], dtype=int)) for split in ("valid", "train")]
+        valid, train = (_by_step(shares[each], trials[each], losses[each]) for each in mine)
+        rows.append(row | _shape(valid, train, row))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _by_step(points: pd.DataFrame, split: str) -> pd.DataFrame:
-    """Losses by the share of the steps (rows) and trial (columns), at evaluations that all trials have."""
-    part = points[points["split"] == split]
-    return part.pivot(index="share", columns="trial_id", values="loss").dropna().sort_index()
+@dataclass(frozen=True)
+class _Curve:
+    """Losses (evaluations, trials) at rising shares of the steps, of the evaluations that all trials have."""
+
+    share: np.ndarray
+    loss: np.ndarray
 
 
-def _shape(valid: pd.DataFrame, train: pd.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
-    if len(valid) < 3 or len(train) < 3:
+def _by_step(share: np.ndarray, trial: np.ndarray, loss: np.ndarray) -> _Curve:
+    (at, row), (names, column) = (np.unique(each, return_inverse=True) for each in (share, trial))
+    losses = np.full((len(at), len(names)), np.nan)
+    losses[row, column] = loss
+    known = np.isfinite(losses).all(axis=1)
+    return _Curve(at[known], losses[known])
+
+
+def _shape(valid: _Curve, train: _Curve, row: dict[str, Any]) -> dict[str, Any]:
+    if len(valid.share) < 3 or len(train.share) < 3:
         return dict.fromkeys(("best_loss", "best_at", "seen", "rise", "fall"), np.nan) | {"flag": "unknown"}
-    mean = valid.mean(axis=1)
-    best_at = float(mean.idxmin())
-    rises = (valid.iloc[-1] - valid.loc[best_at]).to_numpy(dtype=float)
-    half = float(train.index[np.abs(np.log2(2 * train.index.to_numpy(dtype=float)[:-1])).argmin()])
-    falls = ((train.loc[half] - train.iloc[-1]) / np.log2(train.index[-1] / half)).to_numpy(dtype=float)
-    trained = train.mean(axis=1)
-    at_best, at_end = (np.interp(share, trained.index, trained) for share in (best_at, valid.index[-1]))
+    mean, trained = valid.loss.mean(axis=1), train.loss.mean(axis=1)
+    best, seen, end = int(mean.argmin()), float(valid.share[-1]), float(train.share[-1])
+    rises = valid.loss[-1] - valid.loss[best]
+    half = int(np.abs(np.log2(2 * train.share[:-1])).argmin())
+    falls = (train.loss[half] - train.loss[-1]) / np.log2(end / train.share[half])
+    at_best, at_end = (np.interp(share, train.share, trained) for share in (valid.share[best], seen))
     flag = ""
-    if _sure(rises, RISE * mean[best_at]) and at_end < at_best:
+    if _sure(rises, RISE * mean[best]) and at_end < at_best:
         flag = "overfitting"
-    elif _sure(falls, FALL * trained.iloc[-1]) and row["gap"] < GAP * row["train_loss"]:
+    elif _sure(falls, FALL * trained[-1]) and row["gap"] < GAP * row["train_loss"]:
         flag = "underfitting"
     return {
-        "best_loss": float(mean[best_at]),
-        "best_at": best_at,
-        "seen": float(valid.index[-1]),
+        "best_loss": float(mean[best]),
+        "best_at": float(valid.share[best]),
+        "seen": seen,
         "rise": rises.mean(),
         "fall": falls.mean(),
         "flag": flag,

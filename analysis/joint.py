@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.fit import BadPoints, NotEnoughPoints
-from analysis.laws import Law
+from analysis.laws import Law, Part
 from analysis.minimise import Found, Problem, best_of, minimise
 from analysis.objectives import OBJECTIVES
 
@@ -93,6 +93,10 @@ class SharedLaw(Law):
     def centre(self, logs: Array) -> Array:
         self._rows(logs)
         return np.append(self.law.centre(logs[:, :-1]), 0.0)
+
+    def parts(self, x: Array) -> list[Part]:
+        places = zip(self._at, self._rows(x), strict=True)
+        return [Part(self.law, x[rows, :-1], at, rows) for at, rows in places if len(rows)]
 
     def log_value(self, theta: Array, x: Array) -> Array:
         return self._gathered(self.law.log_value, theta, x)

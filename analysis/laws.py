@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,22 @@ EXPONENTS = (0.01, 3.0)  # what starting points are looked for in, in steps of e
 GRID = {1: 64, 2: 32, 3: 12, 4: 8}  # steps by the number of exponents
 SEEDS = 6
 STEP = 1e-6  # of central differences
+
+
+@dataclass(frozen=True)
+class Part:
+    """A law of some of the points that reads some of theta: `at` says which, `rows` of which points, x is theirs."""
+
+    law: Law
+    x: Array
+    at: Array | slice
+    rows: Array | slice
+
+    @property
+    def block(self) -> tuple[Any, ...]:
+        """Of matrices (B, K, K), what is of this part."""
+        at = self.at
+        return (slice(None), at, at) if isinstance(at, slice) else (slice(None), at[:, None], at)
 
 
 class Law:
@@ -62,6 +79,10 @@ class Law:
     def jacobian(self, theta: Array, x: Array) -> Array:
         """d L / d theta, (..., n, K)."""
         return self.log_jacobian(theta, x) * self.value(theta, x)[..., None]
+
+    def parts(self, x: Array) -> list[Part]:
+        """The law as laws of some of the points each: between parameters that share no part there is no curvature."""
+        return [Part(self, x, slice(None), slice(None))]
 
     def named(self, theta: Array, centre: Array) -> dict[str, Array]:
         """The parameters as the equation has them, each (...)."""

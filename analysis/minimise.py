@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.laws import Law
+from analysis.laws import Law, Part
 from analysis.objectives import Objective
 
 Array = np.ndarray
@@ -39,6 +39,7 @@ class Problem:
     def __init__(self, law: Law, x: Array, y: Array, weights: Array, objective: Objective):
         self.law, self.x, self.y, self.weights, self.objective = law, x, y, weights, objective
         self.target = np.log(y) if objective.log else y
+        self._parts: list[Part] = []
 
     def residuals(self, theta: Array) -> Array:
         said = self.law.log_value if self.objective.log else self.law.value
@@ -50,22 +51,36 @@ class Problem:
 
     def only(self, rows: Array | slice) -> Problem:
         y = self.y if self.y.ndim == 1 else self.y[rows]
-        return Problem(self.law, self.x, y, self.weights[rows], self.objective)
+        chosen = Problem(self.law, self.x, y, self.weights[rows], self.objective)
+        chosen._parts = self.parts
+        return chosen
+
+    @property
+    def parts(self) -> list[Part]:
+        """Of the law, at these points."""
+        self._parts = self._parts or self.law.parts(self.x)
+        return self._parts
 
     def model(self, theta: Array, objective: Objective) -> tuple[Array, Array, Array]:
         """The gradient (B, K), and the matrices H and M (B, K, K)."""
         r = self.residuals(theta)
-        J = (self.law.log_jacobian if objective.log else self.law.jacobian)(theta, self.x)
-        slope, weight, curve = objective.slope(r)
-        right, pull = np.swapaxes(J, -1, -2), self.weights * slope
-        g = (right @ pull[..., None])[..., 0]
-        M = right @ (J * (self.weights * weight)[..., None])
-        H = right @ (J * (self.weights * curve)[..., None])
-        if objective.log:
-            H += self.law.curvature(theta, self.x, pull)
-        else:  # the second derivative of L = e^f is L f'' + (L f') (L f')' / L
-            L = r + self.target
-            H += self.law.curvature(theta, self.x, pull * L) + right @ (J * (pull / L)[..., None])
+        slope, weight, curve = (self.weights * each for each in objective.slope(r))
+        L = None if objective.log else r + self.target
+        B, K = theta.shape
+        g, H, M = np.zeros((B, K)), np.zeros((B, K, K)), np.zeros((B, K, K))
+        for part in self.parts:
+            law, x, rows, own = part.law, part.x, part.rows, theta[:, part.at]
+            J = (law.log_jacobian if objective.log else law.jacobian)(own, x)
+            right, pull = np.swapaxes(J, -1, -2), slope[:, rows]
+            g[:, part.at] += (right @ pull[..., None])[..., 0]
+            M[part.block] += right @ (J * weight[:, rows][..., None])
+            found = right @ (J * curve[:, rows][..., None])
+            if L is None:
+                found += law.curvature(own, x, pull)
+            else:  # the second derivative of L = e^f is L f'' + (L f') (L f')' / L
+                mine = L[:, rows]
+                found += law.curvature(own, x, pull * mine) + right @ (J * (pull / mine)[..., None])
+            H[part.block] += found
         return g, H, M
 
 
