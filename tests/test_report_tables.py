@@ -54,7 +54,8 @@ def tree_of(label: dict[str, Any]) -> dict[str, Any]:
     arch = {"depth": depth, "order": order, "d_model": 16, "position": {"name": position}, "model": None}
     arch["d_ff"] = 72 if position != "learned" else 64
     data = {"seq_len": LENGTHS.get(label["axes"], 64)}
-    return {"arch": arch, "data": data, "train": {"dropout": 0.1}, "seed": label["seed"]}
+    train = {"dropout": 0.1, **{f"a_setting_of_training_{k}": label["variant"] == "deep" for k in range(6)}}
+    return {"arch": arch, "data": data, "train": train, "seed": label["seed"]}
 
 
 def set_up(root: Path, labels: list[dict], tree: Callable[[dict], dict] = tree_of) -> None:
@@ -394,6 +395,20 @@ def test_rows_are_sorted_and_filtered_within_their_groups(tab: Tab) -> None:
     tab.type("sandw")
     assert tab.run(SEEN) == ["seq_len=64, pattern", "sandwich", "seq_len=256, pattern", "sandwich"]
     tab.run(f"{box}.value = ''; {box}.dispatchEvent(new Event('input'))")
+
+
+@needs_chromium
+def test_numbers_sort_by_their_values_whatever_the_sign_in_print(tab: Tab) -> None:
+    table = TABLE.replace("narang", "vaswani3")
+    heading = f"{table}.querySelector('th[data-key=diff]')"
+    cells = f"[...{table}.tBodies[0].rows].slice(1).map((e) => e.cells[{heading}.cellIndex].textContent)"
+    before = tab.run(cells)
+    tab.click(f"{heading}.querySelector('button')")
+    after = [float(each.split()[0].replace("−", "-")) for each in tab.run(cells) if each]
+    assert after == sorted(after) and len(after) == 4 and after[0] < 0 and any("−" in each for each in before)
+    tab.click(f"{heading}.querySelector('button')")
+    tab.click(f"{heading}.querySelector('button')")
+    assert tab.run(cells) == before
 
 
 @needs_chromium

@@ -68,7 +68,7 @@ def _content(cell: Cell, anchors: Mapping[str, str]) -> str:
     if cell.sign:
         text = f"<b>{text}</b>" if cell.verdict == "better" else text
         text += f'\u00a0<span class="mark" title="{MARKS[cell.verdict].says}">{cell.sign}</span>'
-    if not cell.ids:
+    if not cell.ids or not text:
         return text
     links = " ".join(f'<a href="#{quote(each)}">{escape(each)}</a>' for each in cell.ids)
     return f'<details class="trials"><summary>{text}</summary>{links}</details>'

@@ -72,18 +72,8 @@ def table_bundles(
     A study that does not call for a layout has none, without a word; data that do not allow one are a reason.
     """
     study = _Study(Path(results), facts, table, cells, transfer, scaling)
-    tried: dict[str, Callable[[_Study], Layout | None]] = {
-        "narang": _narang,
-        "ordering": _ordering,
-        "position": _position,
-        "vaswani3": _vaswani3,
-        "complexity": _complexity,
-        "isoflop": _isoflop,
-        "optima": _optima,
-        "scaling": _scaling,
-    }
     found, reasons = Bundles(), dict[str, list[str]]()
-    for name, make in tried.items():
+    for name, make in MADE.items():
         try:
             layout = make(study)
         except AnalysisError as error:
@@ -267,3 +257,15 @@ def _scaling(study: _Study) -> Layout | None:
         return None
     doubts = [doubt for each in compared if each.laws is not None for doubt in each.laws.warnings_]
     return layouts.scaling(compared, doubts)
+
+
+MADE: dict[str, Callable[[_Study], Layout | None]] = {
+    "narang": _narang,
+    "ordering": _ordering,
+    "position": _position,
+    "vaswani3": _vaswani3,
+    "complexity": _complexity,
+    "isoflop": _isoflop,
+    "optima": _optima,
+    "scaling": _scaling,
+}
