@@ -146,6 +146,17 @@ def test_orders_that_come_to_the_same_are_no_table(tmp_path: Path) -> None:
     assert list(made_of(tmp_path)) == ["narang", "vaswani3", "refused"]  # whose depths differ
 
 
+def test_a_whole_model_has_no_order(tmp_path: Path) -> None:
+    def tree(label: dict) -> dict:
+        order = {"base": "sf", "turned": "fs", "lstm": "f"}[label["variant"]]
+        return {"arch": {"order": order, "depth": 2, "model": "lstm" if label["variant"] == "lstm" else None}}
+
+    labels = fabricate.study(tmp_path, lambda t: 2.0 + t["seed"] / 9, ("base", "turned", "lstm"))
+    for label in labels:
+        (tmp_path / "trials" / label["id"] / "spec.json").write_text(json.dumps(tree(label)))
+    assert sorted(made_of(tmp_path)["ordering"].data["order"]) == ["fsfs", "sfsf"]
+
+
 def test_variants_stand_against_cells(report: Path) -> None:
     rows = read(report, "position").set_index("variant")
     for axes in LENGTHS:
@@ -275,7 +286,8 @@ def test_numbers_lead_to_trials_and_variants_to_configurations(report: Path) -> 
         assert links and {each.removeprefix("#") for each in links} <= ids
         for row in table.iterfind("tbody/tr"):
             assert row.get("class") == "group" or row.find(".//a[@href]") is not None
-    assert all(f'<a href="#variant-{k}">{name}</a>' in page for k, name in enumerate(SHIFTS, 1))
+        names = {link.text: link.get("href") for link in table.iter("a") if link.text in SHIFTS}
+        assert names == {name: f"#variant-{k}" for k, name in enumerate(SHIFTS, 1)}
     assert "variant-" not in (report / "tables" / "narang.html").read_text()  # it has no page around it
 
 
@@ -390,6 +402,10 @@ def test_rows_are_sorted_and_filtered_within_their_groups(tab: Tab) -> None:
     assert after[:8] == [*before[:3], "alibi", "rope", before[5], "deep", "sandwich"]
     tab.click(button)
     assert tab.run(SEEN) == before
+    tab.click(f"{TABLE}.tHead.rows[0].cells[0].querySelector('button')")
+    assert tab.run(SEEN)[2:5] == ["seq_len=64, position", "alibi", "rope"]
+    tab.click(f"{TABLE}.tHead.rows[0].cells[0].querySelector('button')")
+    tab.click(f"{TABLE}.tHead.rows[0].cells[0].querySelector('button')")
     box = f"{TABLE}.closest('details').querySelector('[type=search]')"
     tab.click(box)
     tab.type("sandw")
@@ -424,7 +440,9 @@ def test_a_number_opens_to_its_trials_and_leads_to_one(tab: Tab) -> None:
 def test_paper_has_the_tables_without_lists_of_trials(tab: Tab) -> None:
     tab.media("print")
     tab.run("document.querySelectorAll('details.cited').forEach((e) => (e.open = false))")
+    opened = tab.run("document.querySelectorAll('.trials[open]').length")
     tab.run("window.dispatchEvent(new Event('beforeprint'))")
+    assert tab.run("document.querySelectorAll('.trials[open]').length") == opened
     assert tab.run(f"{TABLE}.offsetHeight") > 100
     assert tab.run("[...document.querySelectorAll('.trials a')].every((e) => !e.offsetHeight)")
     tab.resize(1032, 700)  # what A4 across leaves between its margins
