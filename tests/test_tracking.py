@@ -318,16 +318,22 @@ def test_a_report_that_is_there_asks_nothing(own: Ledger, monkeypatch: pytest.Mo
 def test_a_report_that_cannot_be_kept_is_written_and_tried_again(
     own: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where it has become again what was kept before."""
+
     def full(*arguments: Any) -> None:
         raise OSError("no space left\nanywhere")
 
+    assert run_here("report", "tiny", "--results", own.root)[0] == 0
+    kept, more = report_of(own), own.study_folder("tiny") / "report" / "mine.csv"
+    more.write_text("a")
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, "log_artifacts", full)
         code, said = run_here("report", "tiny", "--results", own.root)
     assert code == 0 and "has not got the report: OSError: no space left; `ablate report tiny` tries again" in said
     assert "report.html" in written(own) and report_of(own) == {}
+    more.unlink()
     code, said = run_here("report", "tiny", "--results", own.root)
-    assert code == 0 and "MLflow" not in said and report_of(own) == written(own)
+    assert code == 0 and "MLflow" not in said and report_of(own) == kept == written(own)
 
 
 def test_results_that_were_copied_leave_the_files_of_the_first_alone(published: Ledger, copied: Ledger) -> None:

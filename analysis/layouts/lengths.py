@@ -57,7 +57,7 @@ def complexity(
     `costs` has variant, seq_len, and `flops` or `seconds` or both, as of `layer_costs`; repeats are averaged. It may
     have `trial_ids`, of the trials that a cost was measured on. `kinds` says which of the paper's layers a variant is
     (`BOUNDS`): n length, d width, k kernel, r neighbourhood. The growth p of the first measure is
-    log(y2 / y1) / log(n2 / n1) between the two longest lengths, y ~ n^p; missing where a cost is 0. `notes` and
+    log(y2 / y1) / log(n2 / n1) between the two longest lengths, y ~ n^p; missing where nothing is spent. `notes` and
     `heading` say what the costs are of, where it is not a layer. Layout: Vaswani et al. 2017, arXiv:1706.03762,
     table 1. Raises `LayoutError`.
 
@@ -88,8 +88,7 @@ def complexity(
             columns.append(Column(f"{measure}_{length}", f"n = {length}", unit, form, ids=ids.get(length, "")))
         if measure == measures[0] and len(lengths) > 1:
             n1, n2 = lengths[-2:]
-            costly = at.where(at > 0)
-            data["growth"] = data["variant"].map(np.log(costly[n2] / costly[n1]) / np.log(n2 / n1))
+            data["growth"] = data["variant"].map(np.log(at[n2] / at[n1]) / np.log(n2 / n1))
             columns.append(Column("growth", "p", f"{what} ~ n^p", ".2f"))
     data = data.assign(**{GROUP: [(groups or {}).get(name, "") for name in data["variant"]]})
     title, source = "Cost against length", "Vaswani et al. 2017, arXiv:1706.03762, table 1"
