@@ -146,6 +146,8 @@ def test_a_number_leads_to_its_trial_configuration_and_commit(tab: Tab) -> None:
     trial = tab.run("location.hash.slice(1)")
     seen = "(() => { const r = {}.getBoundingClientRect(); return r.top >= 0 && r.bottom <= innerHeight; })()"
     here = "document.querySelector('tr:target')"
+    look = f"const look = () => {here}.offsetHeight ? done(true) : setTimeout(look, 10)"
+    assert tab.run(f"new Promise((done) => {{ {look}; look(); }})")  # the event comes after the click
     assert tab.run(f"{here}.id") == trial and tab.run(seen.replace("{}", here, 1))
     assert tab.run(f"{here}.textContent").startswith(f"{trial}rope") and "c0ffee" in tab.run(f"{here}.textContent")
     tab.click(f"{here}.querySelector('a[href^=\"#configuration\"]')")
