@@ -105,7 +105,7 @@ def _tell(outcome: Outcome, plan: Plan, console: Any, uri: str) -> None:
         )
     if outcome.enough and not outcome.interrupted:
         left = sum(status == "pending" for status in outcome.statuses.values())
-        console.print(f"{outcome.enough}: {plural(left, 'trial')} not run")
+        console.print(f"{outcome.enough}: {plural(left, 'trial')} not run", markup=False, soft_wrap=True)
     if outcome.tracking_trouble:
         console.print(
             f"[yellow]MLflow at {escape(uri)} was not updated: {escape(outcome.tracking_trouble)}; "

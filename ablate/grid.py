@@ -17,6 +17,8 @@ hypothesis: {variant: rope, expect: better, smallest: 0.01}     # said before it
 design: {factors: {rope: rope, gate: swiglu}, kind: both}       # variants of factors: see `designs.py`
 published: narang_table1        # a published table to be shown beside the study's: `analysis.published`
 race: {first: 3, most: 12}      # seeds where a verdict still needs them: see `races.py`
+smallest: 0.01                  # effect of interest, in the metric's units; by metric: {loss: 0.01, accuracy: 0.005}
+promote: {wanted: not worse, sure: 0.5}     # at the largest scale only what the smaller speak for: `promoting.py`
 plugins: [my_variants.py]
 """
 
@@ -35,10 +37,11 @@ from ablate.choices import Choice, axes, mapping, seeds, show, values_of
 from ablate.designs import Designed, designed
 from ablate.draft import Draft, Origin, sections_with
 from ablate.errors import UserError, unknown
-from ablate.hypothesis import hypothesis
+from ablate.hypothesis import hypothesis, smallest
 from ablate.match import TARGETS
 from ablate.overlays import BASELINE, compose, ladders
 from ablate.prediction import Prediction, prediction
+from ablate.promoting import Promote, promotion
 from ablate.races import Race, race
 from ablate.rungs import Rungs, rungs
 from ablate.spec import SECTIONS
@@ -64,6 +67,8 @@ KEYS = (
     "hypothesis",
     "published",
     "race",
+    "smallest",
+    "promote",
     "plugins",
 )
 BUDGETS = ("tokens_per_param", "tokens", "flops")
@@ -140,6 +145,8 @@ class Grid:
     hypothesis: Mapping[str, Any] | None
     published: str | None
     race: Race | None
+    smallest: float | Mapping[str, float] | None
+    promote: Promote | None
     plugins: tuple[Path, ...]
 
     @property
@@ -163,6 +170,7 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
             raise document.error((key,), unknown("key", key, KEYS))
     plugins = _plugins(document)  # first: what follows may name their components
     variants = designed(document) or _variants(document)
+    expected = hypothesis(document, [variant.name for variant in variants])
     return Grid(
         name=_name(document),
         document=document,
@@ -181,7 +189,9 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
         tune=tuning(document),
         published=_published(document),
         race=race(document),
-        hypothesis=hypothesis(document, [variant.name for variant in variants]),
+        smallest=smallest(document, expected),
+        hypothesis=expected,
+        promote=promotion(document),
         plugins=plugins,
     )
 

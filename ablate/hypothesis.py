@@ -52,6 +52,23 @@ def hypothesis(document: Document, variants: Sequence[str]) -> dict[str, Any] | 
     return {key: found[key] for key in KEYS}
 
 
+def smallest(document: Document, expected: Mapping[str, Any] | None) -> float | dict[str, float] | None:
+    """The smallest effect of interest that a grid states, of every metric or by metric: its own key, or what
+    `hypothesis` gives of its metric. Raises `UserError`."""
+    found = document.value.get("smallest")
+    own = expected["smallest"] if expected else 0.0
+    if found is None:
+        return {expected["metric"]: own} if expected and own else None
+    if own:
+        raise document.error(("smallest",), "is given in hypothesis too: leave out one of them")
+    numbers = found if isinstance(found, Mapping) else {"": found}
+    for metric, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < float("inf"):
+            place = ("smallest", metric) if metric else ("smallest",)
+            raise document.error(place, f"{number!r} must be a number above 0, in units of the metric")
+    return dict(found) if isinstance(found, Mapping) else found
+
+
 def registration(block: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
     """The block with what is planned (`study_tree`), and the hash of both."""
     trials = tree["trials"]

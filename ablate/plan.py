@@ -16,6 +16,7 @@ from ablate.differences import differences
 from ablate.draft import Draft
 from ablate.errors import UserError
 from ablate.grid import Budget, Grid, Variant
+from ablate.ladders import ladders
 from ablate.match import TARGETS, Candidate, Matcher, Unmatched
 from ablate.resolve import Resolver
 from ablate.rows import Plan, PlannedTrial, Row, Sweep, trials_of
@@ -45,6 +46,8 @@ def make_plan(grid: Grid, cache: Path) -> Plan:
                 raise planner.duplicate(row, other.row)
             trials[trial.id] = trial
     plan = Plan(grid, tuple(rows), tuple(trials.values()), planner.facts(rows))
+    if grid.promote is not None:
+        ladders(plan)  # raises where there are none
     if grid.tune is None:
         return plan
     sweeps = tuple(Sweep(row, draft, grid.tune) for row, draft in found)

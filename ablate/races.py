@@ -6,6 +6,9 @@ The plan's trials are candidates. Every variant begins with its `first` seeds; a
 paired difference from the baseline is not yet told from 0 (from +- `smallest`, in the metric's units) and may still
 be, until `most` seeds or until `spend` FLOPs have been spent. `level` is the probability of any false verdict in the
 study, over all rows and looks. See `analysis.racing` for `futile`, `bounds` and `noise`.
+
+With `promote` (`ablate.promoting`) the race is at the largest scale alone, between the baseline and what was
+promoted: `level` and `spend` are of those rows.
 """
 
 from __future__ import annotations

@@ -30,32 +30,32 @@ def curve_points(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     have. Without it the validation curve ends before the last evaluation, and the training curve is the mean loss
     of the training batches since the evaluation before, as it was trained, with dropout.
     """
-    done = finished(table)
+    done = finished(table).set_index("trial_id")
+    rows = curves[curves["trial_id"].isin(done.index) & (curves["step"] > 0) & curves["loss"].notna()]
+    trial, split = rows["trial_id"], rows["split"]
+    last = rows.groupby("trial_id")["step"].transform("max")
+    sampled = (split == "train").groupby(trial).transform("sum") > 1
+    sampled &= trial.map(_ends(done, "curve_train_loss")).notna()
     parts = []
-    for trial in done.to_dict("records"):
-        mine = curves[(curves["trial_id"] == trial["trial_id"]) & (curves["step"] > 0)]
-        mine = mine[mine["loss"].notna()]
-        if not len(mine):
-            continue
-        last = mine["step"].max()
-        sampled = (mine["split"] == "train").sum() > 1 and _known(trial, "curve_train_loss")
-        for split, source, end in (
-            ("valid", "valid", "curve_loss"),
-            ("train", "train" if sampled else "batch", "curve_train_loss" if sampled else ""),
-        ):
-            rows = mine[mine["split"] == source].drop_duplicates("step", keep="last").assign(split=split)
-            if end and not _known(trial, end):
-                rows = rows[rows["step"] < last]
-            elif end:
-                rows.loc[rows["step"] == last, "loss"] = float(trial[end])
-            parts.append(rows.assign(share=rows["step"] / last))
-    if not parts:
-        return pd.DataFrame(columns=[*curves.columns, "share"])
-    return pd.concat(parts, ignore_index=True)
+    for name, mine, end in (
+        ("valid", split == "valid", "curve_loss"),
+        ("train", (split == "train") & sampled, "curve_train_loss"),
+        ("train", (split == "batch") & ~sampled, ""),
+    ):
+        part = rows[mine].assign(split=name, share=(rows["step"] / last)[mine])
+        part = part.drop_duplicates(["trial_id", "step"], keep="last")
+        if end:
+            at_end = part["share"] == 1
+            part["loss"] = part["loss"].mask(at_end, part["trial_id"].map(_ends(done, end)))
+            part = part[part["loss"].notna()]
+        parts.append(part)
+    order = {name: place for place, name in enumerate(done.index)}
+    return pd.concat(parts).sort_values("trial_id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True)
 
 
-def _known(trial: dict[str, Any], name: str) -> bool:
-    return name in trial and pd.notna(trial[name])
+def _ends(done: pd.DataFrame, name: str) -> pd.Series:
+    """A column by trial; missing values where the table has no such column."""
+    return done[name].astype(float) if name in done else pd.Series(np.nan, done.index)
 
 
 def capacity_table(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
@@ -74,10 +74,12 @@ def capacity_table(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     fall > ERRORS standard errors, and gap < GAP train_loss; else "". It is "unknown" with fewer than three points.
     A learning rate that is lowered towards the end makes training losses fall: compare flags under one schedule.
     """
-    points = curve_points(table, curves)
-    rows = []
-    for key, part in finished(table).groupby([*CELL, "variant"], sort=False, dropna=False, observed=True):
-        mine = points[points["trial_id"].isin(part["trial_id"])]
+    points, done, rows = curve_points(table, curves), finished(table), []
+    groups = done.groupby([*CELL, "variant"], sort=False, dropna=False, observed=True)
+    number = points["trial_id"].map(dict(zip(done["trial_id"], groups.ngroup(), strict=True)))
+    by_row = dict(iter(points.groupby(number)))
+    for place, (key, part) in enumerate(groups):
+        mine = by_row.get(place, points.iloc[:0])
         gap = paired_difference(part["generalisation_gap"].dropna().to_numpy(dtype=float))
         row = dict(zip((*CELL, "variant"), map(str, key), strict=True)) | {
             "n": len(part),

@@ -9,20 +9,20 @@ from typing import Any
 import pandas as pd
 
 from analysis.envelope import ENDLESS
-from analysis.table import study_table, trial_rows
+from analysis.table import trial_rows
 
 COLUMNS = ("trial", "variant", "stage", "size", "axes", "budget", "seed", "step", "n", "d", "c", "loss", "schedule",
            "cooled", "decaying")  # fmt: skip
 
 
-def compute_curves(results: Path, study: str) -> pd.DataFrame:
+def compute_curves(results: Path, trials: pd.DataFrame) -> pd.DataFrame:
     """One row a validation loss of a trial: what `analysis.envelope` reads.
 
     n is parameters without embeddings, d the tokens so far, c the training FLOPs so far, as executed. `cooled`: the
     run has finished and its learning rate, of a schedule that has an end, has come down. `decaying`: the rate is
-    below what it was before; missing where rates were not written. Untrained models are left out.
+    below what it was before; missing where rates were not written. Untrained models are left out. `trials` is
+    `analysis.table.study_table`.
     """
-    trials = study_table(results, study)
     rows = [row for trial in trials.to_dict("records") for row in _of_trial(Path(results), trial)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

@@ -183,7 +183,8 @@ class PowerSum(Law):
         logs = {}
         for at, term in enumerate(self.free):
             moved = sum(found[name] * centre[self.inputs.index(letter)] for letter, name in term.powers.items())
-            logs[term.coefficient] = np.exp(theta[..., at] + moved)
+            with np.errstate(over="ignore"):  # a coefficient that nothing holds
+                logs[term.coefficient] = np.exp(theta[..., at] + moved)
         return {name: {**logs, **found}[name] for name in self.parameters} | {
             name: np.full(theta.shape[:-1], value) for name, value in self.pinned.items()
         }

@@ -84,7 +84,7 @@ class RacePlan:
 class Decision:
     """What is known of one row: less is better.
 
-    `status`: "better" or "worse" (by more than `smallest`), "negligible" (the interval is within +- `smallest`),
+    `status`: "better" or "worse" (by more than `smallest`), "equivalent" (the interval is within +- `smallest`),
     "futile" (more pairs will hardly decide it), "undecided". `pairs` that both have a value, `diff` their mean, [lo,
     hi] the repeated confidence interval, `p` the sequential p-value, `p_holm` that after Holm's correction over the
     rows, `power` the predictive power at the last look.
@@ -184,7 +184,7 @@ def decide_all(rows: Mapping[Row, Array], plan: RacePlan) -> dict[Row, Decision]
     the sequential p-values over all of them is at most `level`: so is the probability of any false verdict.
 
     [lo, hi] = diff -+ c se is the repeated confidence interval (Jennison and Turnbull 1989, JRSS B 51:305) at
-    level / rows: all of them hold their truths at all looks with probability 1 - level. A row is negligible where
+    level / rows: all of them hold their truths at all looks with probability 1 - level. A row is equivalent where
     that is within +- `smallest`. Futility is not binding: it stops rows and never enters a p-value, so that it cannot
     raise the error. The predictive power is that of the t-test at the last look given a flat prior, with the spread
     as it is: with n of N pairs, T_N = T_n sqrt(N/n) + sqrt((N-n)/n) t_df. A row with fewer than two values after a
@@ -328,7 +328,7 @@ def _decision(
     if p_holm <= plan.level:
         status = "better" if mean < 0 else "worse"
     elif error > 0 and -plan.smallest < mean - reach and mean + reach < plan.smallest:
-        status = "negligible"
+        status = "equivalent"
     else:
         status = "futile" if power < plan.futile else "undecided"
     return Decision(status, int(n), mean, mean - reach, mean + reach, p, p_holm, power)

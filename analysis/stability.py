@@ -26,7 +26,8 @@ SHARE = 0.01  # of the running median: less is no spike, however even the rows b
 SIGMA = 1.4826  # of the median absolute deviation, to be the standard deviation where values are normal
 WARM_UP = 0.1  # of the steps, where rows do not say the learning rate
 RATES = 3  # the least learning rates of a sweep
-CURVE = ("trial_id", "split", "step", "tokens", "loss", "grad_norm", "lr")
+MAXIMA = ("loss_max", "grad_norm_max")  # over the steps of a row
+CURVE = ("trial_id", "split", "step", "tokens", "loss", "grad_norm", "lr", *MAXIMA)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Spikes:
 
 
 def training_rows(results: Path, trials: Iterable[str]) -> pd.DataFrame:
-    """Every row of the metrics of some trials, by their ids: trial_id, split, step, tokens, loss, grad_norm, lr."""
+    """Every row of the metrics of some trials, by their ids: trial_id, split, step, tokens, loss, grad_norm, lr, and
+    loss_max, grad_norm_max, the largest of a step since the row before, missing where a record has none."""
     rows = [{"trial_id": trial} | row for trial in trials for row in trial_rows(results, trial)]
     table = pd.DataFrame(rows, columns=list(CURVE))
     numbers = [name for name in CURVE if name not in ("trial_id", "split")]
@@ -59,10 +61,14 @@ def stability(table: pd.DataFrame, rows: pd.DataFrame | None = None, level: floa
     `spikes` defines them; `grad_tail` and `grad_p99`, the medians over trials of the largest gradient norm and of its
     99th percentile over its median, as `gradient_tail` does. Missing where no trial has rows.
 
+    Spikes are sought in loss_max and `grad_tail` is of grad_norm_max, in which a spike of one step shows however many
+    steps a row has. Where one trial's rows lack them all are measured by loss and grad_norm, means over the steps of
+    a row, so that variants are measured alike.
+
     Raises `AnalysisError` without the columns of the table of trials.
     """
     _require(table, ("trial_id", "variant", "status", *CELL))
-    by_trial = {} if rows is None else dict(tuple(rows[rows["split"] == "batch"].groupby("trial_id", sort=False)))
+    by_trial = {} if rows is None else _training(rows[rows["trial_id"].isin(table["trial_id"])])
     found = []
     for (*cell, variant), part in table.groupby([*CELL, "variant"], sort=False, dropna=False, observed=True):
         counts = {name: int((part["status"] == name).sum()) for name in ENDED}
@@ -87,7 +93,8 @@ def spikes(loss: Any, window: int = WINDOW, deviations: float = DEVIATIONS, shar
     are left out: that is divergence.
 
     A falling loss makes m high, so that small spikes are not found early. Of rows that are means over many steps, as
-    a trial's are between its evaluations, a spike of few steps is lost in the mean.
+    `loss` is between a trial's evaluations, a spike of few steps is lost in the mean; of rows that are maxima, as
+    `loss_max`, it is not.
     """
     values = np.asarray(loss, dtype=float)
     calm: list[float] = []
@@ -113,19 +120,26 @@ def _spread(calm: list[float]) -> float:
 def gradient_tail(rows: pd.DataFrame) -> dict[str, float]:
     """The largest gradient norm of a trial and its 99th percentile, each over the median, after warm-up.
 
-    `rows` has step and grad_norm, and lr or not. Warm-up ends at the first row of the highest lr; where rows do not
-    say it, after a tenth of the steps. Missing where fewer than four rows are left.
+    `rows` has step and grad_norm, and lr and grad_norm_max or not. Warm-up ends at the first row of the highest lr;
+    where rows do not say it, after a tenth of the steps. The largest is of grad_norm_max where rows have it, but for
+    the first row, some of whose steps were before; the median and the percentile are always of grad_norm. Missing
+    where fewer than four rows are left.
     """
     known = rows[np.isfinite(rows["grad_norm"].astype(float))]
     if "lr" in known and len(known) and known["lr"].notna().all():
         begin = known["step"].loc[known["lr"].idxmax()]
     else:
         begin = WARM_UP * rows["step"].max()
-    norms = known.loc[known["step"] >= begin, "grad_norm"].to_numpy(dtype=float)
+    after = known[known["step"] >= begin]
+    norms = after["grad_norm"].to_numpy(dtype=float)
     middle = float(np.median(norms)) if len(norms) >= LEAST else 0.0
     if not middle > 0:
         return {"grad_tail": np.nan, "grad_p99": np.nan}
-    return {"grad_tail": float(norms.max() / middle), "grad_p99": float(np.quantile(norms, 0.99) / middle)}
+    later = after.loc[after["step"] > after["step"].min(), _seen(after, "grad_norm_max", "grad_norm")]
+    return {
+        "grad_tail": float(np.fmax(norms.max(), later.max()) / middle),
+        "grad_p99": float(np.quantile(norms, 0.99) / middle),
+    }
 
 
 def lr_sensitivity(table: pd.DataFrame, rows: pd.DataFrame | None = None, level: float = LEVEL) -> pd.DataFrame:
@@ -176,11 +190,19 @@ def _wilson(count: int, n: int, level: float) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def _training(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of training steps by their trial; with maxima where all that have a gradient have them."""
+    mine = rows[rows["split"] == "batch"].reindex(columns=[*dict.fromkeys((*rows, *MAXIMA))])
+    if (mine["grad_norm"].notna() & mine[list(MAXIMA)].isna().any(axis=1)).any():
+        mine = mine.assign(**dict.fromkeys(MAXIMA, np.nan))
+    return dict(tuple(mine.groupby("trial_id", sort=False)))
+
+
 def _smoothness(curves: list[pd.DataFrame]) -> dict[str, float]:
     """What `stability` says of the curves of one variant in one cell."""
     if not curves:
         return {"curves": 0}
-    found = [spikes(rows.sort_values("step")["loss"]) for rows in curves]
+    found = [spikes(rows.sort_values("step")[_seen(rows, "loss_max", "loss")]) for rows in curves]
     count = sum(each.count for each in found)
     tails = pd.DataFrame([gradient_tail(rows) for rows in curves])
     return {
@@ -191,6 +213,11 @@ def _smoothness(curves: list[pd.DataFrame]) -> dict[str, float]:
         "recovered": sum(each.recovered for each in found) / count if count else np.nan,
         **{str(name): float(value) for name, value in tails.median().items()},
     }
+
+
+def _seen(rows: pd.DataFrame, first: str, otherwise: str) -> str:
+    """The first of two columns that has values."""
+    return first if first in rows and rows[first].notna().any() else otherwise
 
 
 def _first_losses(rows: pd.DataFrame | None) -> dict[str, float]:

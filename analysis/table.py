@@ -18,6 +18,9 @@ class TableError(AnalysisError):
     """A table that cannot be read as one of trials. The message says which file and what is wrong."""
 
 
+CURVE = ("step", "tokens", "split", "loss")
+
+
 def read_study(results: Path, study: str) -> dict[str, Any]:
     """The study as it was resolved: labels of its trials, baseline, question, data."""
     file = Path(results) / "studies" / study / "study.json"
@@ -60,15 +63,13 @@ def on_one_scale(table: pd.DataFrame) -> pd.DataFrame:
 
 def study_curves(results: Path, study: str) -> pd.DataFrame:
     """One row an evaluation of a trial: trial_id, its labels, seed, step, tokens, split, loss."""
-    frames = []
-    for label in read_study(results, study)["trials"]:
+    labels, found, counts = read_study(results, study)["trials"], [], []
+    for label in labels:
         rows = trial_rows(results, label["id"])
-        if rows:
-            keys = ("step", "tokens", "split", "loss")
-            frame = pd.DataFrame([{key: row.get(key) for key in keys} for row in rows])
-            frames.append(frame.assign(**_labels(label)))
-    columns = ["trial_id", *LABELS, "seed", "step", "tokens", "split", "loss"]
-    curves = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+        found += [[row.get(key) for key in CURVE] for row in rows]
+        counts.append(len(rows))
+    named = pd.DataFrame([_labels(label) for label in labels]).iloc[np.repeat(np.arange(len(labels)), counts)]
+    curves = pd.concat([named.reset_index(drop=True), pd.DataFrame(found, columns=list(CURVE))], axis=1)
     curves["loss"] = pd.to_numeric(curves["loss"])
     return curves
 

@@ -8,29 +8,27 @@ import numpy as np
 import pandas as pd
 
 from analysis.columns import PAIR
-from analysis.effects import holm, paired_difference, verdict
+from analysis.effects import judged, paired_difference
 from analysis.table import finished
-from analysis.tables import SIGN, costs, losses, metric_of, score_effects
+from analysis.tables import SIGN, Smallest, costs, losses, metric_of, score_effects
 
 FIRST = ["size", "axes", "budget"]  # a cell of the first stage
+INTERVAL = {"loss_lo": "lo", "loss_hi": "hi"}
 
 
 def pretrained(table: pd.DataFrame, first: str) -> pd.DataFrame:
     """Every variant in every cell of the first stage: parameters, operations, steps per second, early loss (at 1/8 of
     the budget) and final loss, with their deviations over seeds and the final one's 95 % Student interval."""
-    rows = []
-    mine = table[table["stage"] == first]
-    for (*cell, variant), trials in mine.groupby([*FIRST, "variant"], sort=False, dropna=False, observed=True):
-        done = finished(trials)
-        mean = paired_difference(done["loss"].to_numpy(float))
-        labels = dict(zip(FIRST, map(str, cell), strict=True)) | {"variant": str(variant), "trials": len(trials)}
-        interval = {"loss_lo": mean["lo"], "loss_hi": mean["hi"]}
-        speed = {"steps_per_s": trials["steps_per_s"].astype(float).median()}
-        rows.append(labels | costs(trials) | losses(done) | interval | speed)
-    return pd.DataFrame(rows)
+    mine, keys = table[table["stage"] == first], [*FIRST, "variant"]
+    rows = mine.groupby(keys, sort=False, dropna=False, observed=True)
+    means = {name: paired_difference(finished(trials)["loss"].to_numpy(float)) for name, trials in rows}
+    ends = {end: pd.Series({name: mean[of] for name, mean in means.items()}) for end, of in INTERVAL.items()}
+    speed = mine["steps_per_s"].astype(float).groupby([mine[key] for key in keys], sort=False, observed=True).median()
+    found = costs(mine, keys).join(losses(mine, keys)).assign(**ends, steps_per_s=speed, trials=rows.size())
+    return found.reset_index().astype(dict.fromkeys(keys, object))
 
 
-def downstream(table: pd.DataFrame, baseline: str, first: str) -> pd.DataFrame:
+def downstream(table: pd.DataFrame, baseline: str, first: str, smallest: Smallest = None) -> pd.DataFrame:
     """The later stages, one row for each cell of the first stage, variant and column.
 
     A column is a stage, or a stage at one setting of its own axes. Its score is the headline metric on test data, on
@@ -46,26 +44,26 @@ def downstream(table: pd.DataFrame, baseline: str, first: str) -> pd.DataFrame:
     rows = [
         row
         for cell, _ in table[table["stage"] == first].groupby(FIRST, sort=False, dropna=False, observed=True)
-        for row in _cell_rows(later, tuple(map(str, cell)), baseline)
+        for row in _cell_rows(later, tuple(map(str, cell)), baseline, smallest)
     ]
     out = pd.DataFrame(rows)
     if not len(out):
         return out
-    out["p_holm"] = holm(out["p"].to_numpy(float))
-    signs = np.array([SIGN[better] for better in out["better"]])
-    parts = zip(out["variant"], signs * out["diff"], out["p_holm"], out["n"], strict=True)
-    out["verdict"] = ["baseline" if name == baseline else verdict(d, p, n) for name, d, p, n in parts]
+    out = judged(out, sign=np.array([SIGN[better] for better in out["better"]]))
+    out.loc[out["variant"] == baseline, "verdict"] = "baseline"
     return out
 
 
-def _cell_rows(later: pd.DataFrame, cell: tuple[str, ...], baseline: str) -> Iterator[dict[str, object]]:
+def _cell_rows(
+    later: pd.DataFrame, cell: tuple[str, ...], baseline: str, smallest: Smallest
+) -> Iterator[dict[str, object]]:
     size, axes, budget = cell
     inside = np.array([not axes or f"{each}, ".startswith(f"{axes}, ") for each in later["axes"]], dtype=bool)
     mine = later[inside & (later["size"] == size) & (later["budget"] == budget)]
     for (stage, setting), part in mine.groupby(["stage", "axes"], sort=False, dropna=False, observed=True):
         own = str(setting).removeprefix(axes).removeprefix(", ")
         score = "test_score" if part["test_score"].notna().any() else "score"
-        effects = score_effects(part, baseline, PAIR, score).set_index("variant")
+        effects = score_effects(part, baseline, PAIR, score, smallest).set_index("variant")
         for variant, trials in part.groupby("variant", sort=False, observed=True):
             done = finished(trials).dropna(subset=[score])
             values = done[score].to_numpy(float)
@@ -85,7 +83,7 @@ def _cell_rows(later: pd.DataFrame, cell: tuple[str, ...], baseline: str) -> Ite
                 "lo": mean["lo"],
                 "hi": mean["hi"],
                 "diff": effect.get("diff", np.nan),
-                "p": effect.get("p", np.nan),
+                **{name: effect.get(name, np.nan) for name in ("p", "p_tost")},
                 "trial_ids": " ".join(trials["trial_id"]),
             }
 

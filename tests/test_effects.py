@@ -307,13 +307,14 @@ def test_two_values_are_not_resampled() -> None:
 
 
 def test_clusters_by_hand() -> None:
-    """d of sizes s and l: seed 0 -0.1 -0.3, seed 1 -0.2 -0.5; seed 2 lacks l. The seeds' means are -0.2 and -0.35,
-    the sizes' -0.15 (seeds 0 and 1), with seed 2's 0.3 it is 0, and -0.4."""
+    """d of sizes s and l: seed 0 -0.1 -0.3, seed 1 -0.2 -0.5; seed 2 has 0.3 and lacks l. The sizes' means are 0 and
+    -0.4, so the mean is -0.2; seeds add to it, thrice over, -0.1/6 + 0.1/4, -0.2/6 - 0.1/4 and 0.3/6. The sizes'
+    own means are 0 and -0.4."""
     d = {("s", 0): -0.1, ("l", 0): -0.3, ("s", 1): -0.2, ("l", 1): -0.5, ("s", 2): 0.3}
     keys = [(size, seed) for size in ("s", "l") for seed in (0, 1, 2)]
     rows = [{"variant": "base", "size": size, "seed": seed, "loss": 2.0} for size, seed in keys]
     rows += [{"variant": "rope", "size": size, "seed": seed, "loss": 2.0 + each} for (size, seed), each in d.items()]
-    for clusters, means in (("seed", [-0.2, -0.35]), ("size", [0.0, -0.4])):
+    for clusters, means in (("seed", [-0.175, -0.375, -0.05]), ("size", [0.0, -0.4])):
         found = row(compare(pd.DataFrame(rows), "base", clusters=clusters), "rope")
         expected = paired_difference(np.array(means))
         assert {name: found[name] for name in expected} == pytest.approx(expected)

@@ -145,7 +145,7 @@ def test_the_smallest_effect_of_interest() -> None:
     at = sequential_p(rng.standard_normal((20_000, 8)) * 0.2 + 0.5, plan)
     assert (at <= 0.05).mean() == pytest.approx(0.025, abs=0.003)  # on the one side that is the nearer
     noise = 0.05 * rng.standard_normal(8)
-    assert decide(0.1 + noise, plan).status == "negligible"
+    assert decide(0.1 + noise, plan).status == "equivalent"
     assert [decide(shift + noise, plan).status for shift in (-0.9, 0.9)] == ["better", "worse"]
 
 

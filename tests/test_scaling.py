@@ -76,7 +76,7 @@ def test_points_that_gates_drop_are_listed_in_the_report(tmp_path: Path) -> None
 def test_curves_know_which_points_are_cooled(results: Path) -> None:
     """Without rates in the records the schedule is unknown; of a cosine the end of a finished run alone is cooled."""
     table = study_table(results, "made")
-    curves = compute_curves(results, "made")
+    curves = compute_curves(results, study_table(results, "made"))
     whole = table.set_index("trial_id").loc[curves["trial"]]
     assert np.allclose(curves["c"], whole["train_flops"].to_numpy() * curves["d"] / whole["tokens"].to_numpy())
     assert not curves["cooled"].any() and (curves["schedule"] == "").all() and (curves["step"] > 0).all()
@@ -84,7 +84,7 @@ def test_curves_know_which_points_are_cooled(results: Path) -> None:
         record = json.loads(file.read_text())
         record["spec"]["train"]["schedule"] = {"name": "cosine"}
         file.write_text(json.dumps(record))
-    cooled = compute_curves(results, "made").query("cooled")
+    cooled = compute_curves(results, study_table(results, "made")).query("cooled")
     assert (cooled["step"] == fabricate.STEPS).all() and cooled["trial"].nunique() == len(table)
 
 

@@ -108,6 +108,37 @@ def test_spikes_of_a_cell(tmp_path: Path) -> None:
     assert found["largest_spike"] == pytest.approx(3.0, abs=0.02) and found["grad_tail"] == 1.0
 
 
+def write_rows(root: Path, trial: str, rows: list[dict[str, float]]) -> None:
+    told = [{"step": k + 1, "tokens": k, "split": "batch", "grad_norm": 1.0} | row for k, row in enumerate(rows)]
+    (root / "trials" / trial / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+
+
+def test_a_spike_of_one_step_shows_in_the_largest_of_a_row(tmp_path: Path) -> None:
+    """The mean of a row of a hundred steps hides it. One trial without maxima, and all are measured by means; one
+    that diverged has none in its last row, and one that is fitted has none at all: they have no say."""
+    fabricate.study(tmp_path, lambda label: 2.0, variants=("base", "ngram"), seeds=(0, 1))
+    table = study_table(tmp_path, "made")
+    means = [*FLAT, 2.01, 2.0, 2.0]
+    largest = [x + 0.1 for x in [*FLAT, 3.0, 2.0, 2.0]]
+    both = [{"loss": x, "loss_max": y, "grad_norm_max": 2.0} for x, y in zip(means, largest, strict=True)]
+    one, other, *fitted = table["trial_id"]
+    write_rows(tmp_path, one, both)
+    write_rows(tmp_path, other, [*both, {"loss": None, "grad_norm": None}])
+    for trial in fitted:
+        write_rows(tmp_path, trial, [{"loss": x, "grad_norm": None} for x in means])
+
+    def of(variant: str) -> dict[str, float]:
+        found = stability(table, training_rows(tmp_path, table["trial_id"])).set_index("variant")
+        return found.loc[variant].to_dict()
+
+    base, ngram = of("base"), of("ngram")
+    assert (base["curves"], base["spikes"], base["recovered"], base["grad_tail"]) == (2, 1.0, 1.0, 2.0)
+    assert base["largest_spike"] == pytest.approx(1.0, abs=0.02)
+    assert (ngram["curves"], ngram["spikes"]) == (2, 0) and np.isnan(ngram["grad_tail"])
+    write_rows(tmp_path, other, [{"loss": x} for x in means])
+    assert (of("base")["spikes"], of("base")["grad_tail"]) == (0, 1.0)
+
+
 # gradients
 
 
@@ -121,6 +152,15 @@ def test_the_tail_of_gradients_is_that_after_warm_up() -> None:
     assert gradient_tail(rows.drop(columns="lr"))["grad_tail"] == 20.0 / 1.0
     assert gradient_tail(rows.assign(lr=np.nan))["grad_tail"] == 20.0
     assert np.isnan(gradient_tail(rows.iloc[:5])["grad_tail"]) and np.isnan(gradient_tail(rows.iloc[:0])["grad_p99"])
+
+
+def test_the_tail_is_of_the_largest_gradient_of_a_step() -> None:
+    """The row in which warm-up ends has steps from before it: its own largest is not taken."""
+    rows = pd.DataFrame({"step": [1, 2, 3, 4, 5, 6, 7, 20], "grad_norm": [50.0, 20.0, 1.0, 1.2, 0.8, 4.0, 1.0, 1.0],
+                         "lr": [1.0, 2.0, 3.0, 3.0, 2.0, 2.0, 1.0, 1.0]})  # fmt: skip
+    largest = [60.0, 40.0, 30.0, 2.0, 1.0, 4.5, 9.0, 1.5]
+    found = gradient_tail(rows.assign(grad_norm_max=largest))
+    assert found["grad_tail"] == 9.0 and found["grad_p99"] == gradient_tail(rows)["grad_p99"]
 
 
 # learning rates

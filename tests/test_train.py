@@ -398,6 +398,21 @@ def test_the_curve_has_a_row_for_every_split_and_evaluation(ledger: Ledger) -> N
     assert means[0] == losses[0] and means[1] == pytest.approx(np.mean(losses[1:]), rel=1e-12)
 
 
+def test_a_row_has_the_largest_loss_and_gradient_of_its_steps(ledger: Ledger) -> None:
+    """Rows after steps 1, 3 and 12: of the steps before each, one by one, the mean and the largest."""
+    rows = [row for row in train(ledger, spec()).rows() if row["split"] == "batch"]
+    run = TrainingRun(spec(), CPU, ledger.cache)
+    steps = []
+    for _ in range(run.steps):
+        run.train_step()
+        steps.append(run.take_means())
+    for row, (begin, end) in zip(rows, ((0, 1), (1, 3), (3, 12)), strict=True):
+        losses, norms = np.array(steps[begin:end]).T
+        assert (row["loss_max"], row["grad_norm_max"]) == (losses.max(), norms.max())
+        assert row["loss"] == pytest.approx(losses.mean()) and row["grad_norm"] == pytest.approx(norms.mean())
+    assert rows[-1]["loss_max"] > rows[-1]["loss"] and rows[-1]["loss_max"] < rows[0]["loss_max"]
+
+
 def test_an_evaluation_leaves_training_alone(ledger: Ledger) -> None:
     """More evaluations, the same weights at the end: dropout draws by the step, not by what ran before it."""
     few, many = (train(ledger, spec({"train.dropout": 0.2, "train.eval_points": points})) for points in (2, 9))

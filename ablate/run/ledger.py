@@ -6,7 +6,7 @@
                         weights.pt      the final weights
                         attempts.jsonl  when and where it started, resumed, ended
                         record.json     how it ended: finished | diverged | failed | stopped
-    results/studies/<name>/study.json   the trials of a study with their labels
+    results/studies/<name>/study.json   the trials of a study with their labels; why some are not needed, if so
                            log.jsonl    what each `ablate run` trained and reused
 
 The ledger is the truth: neither Ray's state nor MLflow is ever read back to decide what is done.

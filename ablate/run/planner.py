@@ -30,7 +30,12 @@ class Ask:
 
 
 class Planner(Protocol):
-    """Asked again and again, with the status of every trial that has ended, until it answers with nothing."""
+    """Asked again and again, with the status of every trial that has ended, until it answers with nothing.
+
+    `told` is then why, where it leaves trials of its plan out.
+    """
+
+    told: str
 
     def next(self, done: Mapping[str, str]) -> list[Ask]: ...
 
@@ -41,6 +46,8 @@ class GridPlanner:
     A trial that begins from another's weights waits until that one has finished; if that one ends in another way it
     is never asked for.
     """
+
+    told = ""
 
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -57,6 +64,8 @@ class RungPlanner:
 
     What a rung decides is read from the trials' curves, so that a killed study goes on with the same decisions.
     """
+
+    told = ""
 
     def __init__(self, plan: Plan, rungs: Rungs, ledger: Ledger):
         self.plan = plan

@@ -63,6 +63,7 @@ class RacePlanner:
 
     def _table(self, done: Mapping[str, str]) -> pd.DataFrame:
         table = study_table(self.ledger.root, self.plan.grid.name)
+        table = table[table["trial_id"].isin([trial.id for trial in self.plan.trials])]
         ended = [done.get(trial, "pending") for trial in table["trial_id"]]
         return table.assign(status=pd.array(ended, dtype="string"))
 

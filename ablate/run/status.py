@@ -8,18 +8,23 @@ from ablate.errors import plural
 from ablate.run.ledger import ENDED, Ledger
 
 CELL = ("stage", "size", "axes", "budget")
-STATES = (*ENDED, "running", "pending")
+LEFT_OUT = "not needed"  # by the planner, which has ended without it
+STATES = (*ENDED, "running", "pending", LEFT_OUT)
 
 
 def study_status(ledger: Ledger, name: str) -> dict[str, Any]:
-    """Counts by status, and every trial's. Raises `UserError` for an unknown study."""
+    """Counts by status, and every trial's; `enough` says why a planner has left some out, if it has. Raises
+    `UserError` for an unknown study."""
     study = ledger.study(name)
+    enough = study.get("enough", "")
     counts = dict.fromkeys(STATES, 0)
     trials = []
     for trial in study["trials"]:
         folder = ledger.trial(trial["id"])
         record = folder.record()
         state = str(record["status"]) if record else folder.status()
+        if enough and state == "pending":
+            state = LEFT_OUT
         counts[state] += 1
         labels = {key: trial[key] for key in ("id", "stage", "variant", "size", "axes", "budget", "seed")} | {
             "tuned": trial.get("tuned", {})
@@ -27,15 +32,17 @@ def study_status(ledger: Ledger, name: str) -> dict[str, Any]:
         loss = record["metrics"]["loss"] if record else None
         error = record.get("error") if record else None
         trials.append({**labels, "status": state, "loss": loss, "error": error})
-    return {"study": name, "total": len(trials), **counts, "trials": trials}
+    return {"study": name, "total": len(trials), **counts, "enough": enough, "trials": trials}
 
 
 def print_status(tree: dict[str, Any]) -> None:
-    """One line of counts, then a line a trial."""
+    """One line of counts, one of why there are no more where a planner says so, then a line a trial."""
     counts = ", ".join(f"{tree[state]} {state}" for state in STATES if tree[state])
     print(f"{tree['study']}: {plural(tree['total'], 'trial')}: {counts}")
+    if tree["enough"]:
+        print(tree["enough"])
     for trial in tree["trials"]:
         tuned = [f"{path}={value:g}" for path, value in trial.get("tuned", {}).items()]
         cell = ", ".join(each for each in (*(trial[key] for key in CELL), *tuned) if each)
         result = f"loss {trial['loss']:.4f}" if trial["loss"] is not None else trial["error"] or ""
-        print(f"  {trial['id']}  {trial['status']:<8}  {trial['variant']} ({cell}) seed {trial['seed']}  {result}")
+        print(f"  {trial['id']}  {trial['status']:<10}  {trial['variant']} ({cell}) seed {trial['seed']}  {result}")

@@ -25,6 +25,7 @@ from ablate.run.ledger import Ledger
 from ablate.run.planner import Ask, GridPlanner, Planner, RungPlanner
 from ablate.run.predict_planner import PredictPlanner
 from ablate.run.progress import ProgressView
+from ablate.run.promote_planner import PromotePlanner
 from ablate.run.race_planner import RacePlanner
 from ablate.run.tracking import BackgroundMirror, Mirror
 from ablate.run.tune_planner import TunePlanner
@@ -80,7 +81,9 @@ def study_tree(plan: Plan) -> dict[str, Any]:
         "tolerance": plan.grid.tolerance,
         "design": {each.name: dict(each.on) for each in plan.grid.variants if isinstance(each, Designed)} or None,
         "published": plan.grid.published,
+        "smallest": plan.grid.smallest,
         "race": None if plan.grid.race is None else asdict(plan.grid.race),
+        "promote": None if plan.grid.promote is None else asdict(plan.grid.promote),
         "tune": None if plan.grid.tune is None else list(plan.grid.tune.paths),
         "predict": None if plan.grid.predict is None else asdict(plan.grid.predict),
         "stages": [{"name": stage.name, "from": stage.parent} for stage in plan.grid.stages if stage.name],
@@ -106,9 +109,10 @@ def study_tree(plan: Plan) -> dict[str, Any]:
     }
 
 
-def write_study(ledger: Ledger, plan: Plan) -> dict[str, Any]:
-    """Write the study's folder: the grid as given, and the study as resolved."""
-    tree = study_tree(plan)
+def write_study(ledger: Ledger, plan: Plan, enough: str = "") -> dict[str, Any]:
+    """Write the study's folder: the grid as given, and the study as resolved; with `enough`, why its planner has
+    ended and left the trials out that have no record."""
+    tree = study_tree(plan) | {"enough": enough}
     folder = ledger.study_folder(plan.grid.name)
     write_text(folder / "grid.yaml", plan.grid.document.text)
     write_json(folder / "study.json", tree)
@@ -149,12 +153,12 @@ class StudyRun:
                     done = self._done()
                 if not self.stop.is_set():
                     self._end_orphans(done, mirror)
+                    mirror.mirror.study_is(write_study(self.ledger, self.plan, planner.told))
         finally:
             trouble = mirror.close()
             self._log(begun, trained, reused)
         statuses = {trial.id: self.ledger.trial(trial.id).status() for trial in self.plan.trials}
-        enough = planner.told if isinstance(planner, PredictPlanner | RacePlanner) else ""
-        return Outcome(trained, reused, statuses, self.stop.is_set(), trouble, enough)
+        return Outcome(trained, reused, statuses, self.stop.is_set(), trouble, planner.told)
 
     def _grow(self, plan: Plan, mirror: BackgroundMirror, view: ProgressView, done: Mapping[str, str]) -> None:
         """Go on with a plan that has more trials, which follow from those that have ended."""
@@ -193,6 +197,8 @@ class StudyRun:
         grid = plan.grid
         if grid.tune is not None:
             return TunePlanner(plan, self.ledger)
+        if grid.promote is not None:
+            return PromotePlanner(plan, grid.promote, self.ledger)
         if grid.race is not None:
             return RacePlanner(plan, grid.race, self.ledger)
         if grid.predict is not None:

@@ -46,7 +46,7 @@ class Mirror:
         self._labels = {trial["id"]: trial for trial in study["trials"]}
 
     def study_is(self, study: Mapping[str, Any]) -> None:
-        """The study has more trials than before."""
+        """The study has more trials than before, or has come to its end."""
         self.study, self._labels = study, {trial["id"]: trial for trial in study["trials"]}
 
     def _known(self) -> dict[str, Any]:
@@ -98,7 +98,9 @@ class Mirror:
                     for trial_id, label in self._labels.items()
                     if key in ("study", f"variant:{label['variant']}")
                 ]
-                self._client.set_terminated(self._runs[key].info.run_id, _parent_status(mine))
+                self._client.set_terminated(
+                    self._runs[key].info.run_id, _parent_status(mine, bool(self.study.get("enough")))
+                )
             self._remember(open_=False)
         except Exception as error:
             self.trouble = f"{type(error).__name__}: {error}"
@@ -273,9 +275,10 @@ class BackgroundMirror:
             self.mirror.publish([each for each in ids if each is not None])
 
 
-def _parent_status(statuses: list[str]) -> str:
-    """KILLED when trials are still to come, as the driver ends; FAILED when one failed; else FINISHED."""
-    if any(status in ("pending", "running") for status in statuses):
+def _parent_status(statuses: list[str], enough: bool) -> str:
+    """KILLED when trials are still to come, as the driver ends; FAILED when one failed; else FINISHED. With `enough`
+    none is to come: the planner has left out what has not ended."""
+    if not enough and any(status in ("pending", "running") for status in statuses):
         return "KILLED"
     return "FAILED" if "failed" in statuses else "FINISHED"
 

@@ -19,6 +19,8 @@ class TunePlanner:
     """Asks for the trials of every sweep, grows a sweep whose best value is at an end, and then asks for the row at
     what its sweep chose. `plan` grows with it; what it becomes follows from the records alone."""
 
+    told = ""
+
     def __init__(self, plan: Plan, ledger: Ledger):
         self.plan, self.ledger = plan, ledger
         self._asked: set[str] = set()

@@ -61,6 +61,11 @@ class Run:
         """Mean training loss and gradient norm since the last call."""
         raise NotImplementedError
 
+    def take_maxima(self) -> dict[str, float]:
+        """The largest training loss and gradient norm of a step since the last call, `loss_max` and `grad_norm_max`;
+        empty where training has no steps."""
+        return {}
+
     def rate(self) -> float:
         """The learning rate of the last step; nan where there is none."""
         return math.nan
@@ -129,6 +134,8 @@ class TrainingRun(Run):
         self.first_loss = math.nan
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # since the last row
         self.norm_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss_max = torch.full_like(self.loss_sum, -math.inf)
+        self.norm_max = torch.full_like(self.norm_sum, -math.inf)
         self.summed = 0
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -164,7 +171,9 @@ class TrainingRun(Run):
         if self.mixout is not None:
             self.mixout.unmix()
         limit = train.clip if train.clip is not None else math.inf
-        self.norm_sum += torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        self.norm_sum += norm
+        torch.maximum(self.norm_max, norm, out=self.norm_max)
         if self.decay is not None:
             self.decay.pull(rate)
         self.optimizer.step()
@@ -173,6 +182,7 @@ class TrainingRun(Run):
         if self.average is not None:
             self._follow(self.average)
         self.loss_sum += nll
+        torch.maximum(self.loss_max, nll, out=self.loss_max)
         self.summed += 1
         if self.step == 0:
             self.first_loss = nll.item()
@@ -217,6 +227,12 @@ class TrainingRun(Run):
         self.summed = 0
         return means
 
+    def take_maxima(self) -> dict[str, float]:
+        maxima = {"loss_max": self.loss_max.item(), "grad_norm_max": self.norm_max.item()}
+        self.loss_max.fill_(-math.inf)
+        self.norm_max.fill_(-math.inf)
+        return maxima
+
     def rate(self) -> float:
         return self.spec.train.lr * self.schedule.factor(max(self.step - 1, 0), self.steps)
 
@@ -232,6 +248,8 @@ class TrainingRun(Run):
             "first_loss": self.first_loss,
             "loss_sum": self.loss_sum,
             "norm_sum": self.norm_sum,
+            "loss_max": self.loss_max,
+            "norm_max": self.norm_max,
             "summed": self.summed,
             **({} if self.average is None else {"average": self.average.state_dict()}),
         }
@@ -243,6 +261,8 @@ class TrainingRun(Run):
         self.first_loss = state["first_loss"]
         self.loss_sum = state["loss_sum"].to(self.device)
         self.norm_sum = state["norm_sum"].to(self.device)
+        self.loss_max = state["loss_max"].to(self.device)
+        self.norm_max = state["norm_max"].to(self.device)
         self.summed = state["summed"]
         if self.average is not None:
             self.average.load_state_dict(state["average"])

@@ -195,7 +195,7 @@ class Trial:
                 self.save()
         loss, norm = run.take_means()  # waits for the device
         self._clock()
-        self._row("batch", loss, grad_norm=norm, lr=run.rate())
+        self._row("batch", loss, grad_norm=norm, lr=run.rate(), **run.take_maxima())
         self._evaluate()
         yield self.progress()
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from analysis import plots
 from analysis.columns import CELL
+from analysis.compared import compared
 from analysis.curves import compute_curves
 from analysis.diagnostics import study_diagnostics
 from analysis.figure import svg
@@ -31,21 +32,17 @@ from analysis.report.words import (
     data_words,
     fit_rows,
     lower_bounds,
+    rule_lines,
     summary_lines,
     transfer_lines,
     transfer_rows,
     verdict_rows,
 )
 from analysis.table import finished, read_study, study_curves, study_table
-from analysis.tables import comparison_table, metric_of, mixed_environments, overall_table
+from analysis.tables import metric_of, mixed_environments
 from analysis.transfer import downstream, pretrained, wide
 from analysis.tuning import reported
 from analysis.variants import fit_variants
-
-RACED = (
-    "seeds were added where a verdict needed them: intervals and p-values here take their number as fixed, and are "
-    "too sure of rows that stopped early"
-)
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,9 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
     every = study_table(results, study)
     table = reported(every, facts.get("tune"))
     tuning = tuning_section(every, facts.get("tune") or [], facts["baseline"])
-    if facts.get("race"):
-        tuning.flags.append(RACED)
-    cells = comparison_table(table, facts["baseline"])
-    overall = overall_table(table, facts["baseline"])
+    cells, overall = compared(table, facts)
     first = finished(table[table["stage"] == table["stage"].iloc[0]])
-    curves, by_compute = study_curves(results, study), compute_curves(results, study)
+    curves, by_compute = study_curves(results, study), compute_curves(results, every)
     scaling = (
         scaling_section(first, by_compute, facts["baseline"], loss_of(first), facts.get("predict"))
         if len(first)
@@ -151,7 +145,7 @@ def _transfer(facts: dict[str, Any], table: pd.DataFrame) -> tuple[pd.DataFrame,
     if len(stages) < 2:
         return pd.DataFrame(), pd.DataFrame()
     first = stages[0]["name"]
-    return pretrained(table, first), downstream(table, facts["baseline"], first)
+    return pretrained(table, first), downstream(table, facts["baseline"], first, facts.get("smallest"))
 
 
 def _content(
@@ -185,6 +179,7 @@ def _content(
         "baseline": facts["baseline"],
         "match": facts["match"],
         "tolerance": f"{facts['tolerance']:.1%}",
+        "rules": rule_lines(facts, overall),
         "data": facts["data"],
         "data_words": data_words(facts["data"]),
         "baselines": baseline_lines(facts),
@@ -213,7 +208,7 @@ def _content(
 
 def _answers(verdicts: list[dict[str, str]], stages: pd.Series) -> list[tuple[str, list[dict[str, str]]]]:
     """The verdicts stage by stage, what is sure first."""
-    order = ("better", "worse", "indistinguishable", "unknown")
+    order = ("better", "worse", "equivalent", "indistinguishable", "unknown")
     found: dict[str, list[dict[str, str]]] = {}
     for stage, row in zip(stages, verdicts, strict=True):
         found.setdefault(str(stage), []).append(row)

@@ -13,6 +13,7 @@ import pandas as pd
 from analysis.columns import CELL
 from analysis.errors import AnalysisError
 from analysis.ranking import against_published, agreement_lines, proxies, proxy_lines
+from analysis.report.noise import noise_cells, noise_table
 from analysis.report.words import interval
 from analysis.speedup import speedups
 from analysis.stability import stability, training_rows
@@ -40,6 +41,7 @@ def findings(results: Path, facts: dict[str, Any], table: pd.DataFrame, curves: 
     """Of the trials that are compared, and the study's curves with their compute."""
     baseline = facts["baseline"]
     tried: dict[str, Callable[[], Finding | None]] = {
+        "Noise": lambda: _noise(table, baseline),
         "Do gains stack?": lambda: _stacking(facts.get("design"), table),
         "Speed-up": lambda: _speedup(table, baseline, curves),
         "Beside the published table": lambda: _published(facts.get("published"), table, baseline),
@@ -55,6 +57,18 @@ def findings(results: Path, facts: dict[str, Any], table: pd.DataFrame, curves: 
         if made is not None:
             found.append(made)
     return found
+
+
+def _noise(table: pd.DataFrame, baseline: str) -> Finding:
+    rows = noise_table(table, baseline)
+    headings = (("cell", "l"), ("runs of the baseline", ""), ("seed noise, 95 %", ""), ("seeds compared", ""),
+                ("noise of a paired difference", ""), ("difference they can show", ""))  # fmt: skip
+    note = (
+        "Seed noise: the standard deviation of the baseline's runs, chi-square interval. What can be shown: the true "
+        "difference that so many seeds show with 80 % probability after Holm's correction over the study; "
+        "`ablate power` says how many seeds a smaller one needs."
+    )
+    return Finding("noise", "Noise", rows, (), headings, noise_cells(rows), note)
 
 
 def _stacking(on: dict[str, dict[str, bool]] | None, table: pd.DataFrame) -> Finding | None:
@@ -161,8 +175,8 @@ def _stability(results: Path, table: pd.DataFrame) -> Finding | None:
     ]
     note = (
         "Variants that did not always finish, or whose training loss jumped; all trials that ended stay in the "
-        "denominator. Spikes: a trial. Gradient tail: the largest norm over the median. Losses and norms are means "
-        "between evaluations."
+        "denominator. Spikes: a trial. Gradient tail: the largest norm over the median. Losses and norms are the "
+        "largest of a step between evaluations, or means where some record has no others."
     )
     return Finding("stability", "Stability", found, (), headings, cells, note)
 

@@ -51,9 +51,12 @@ def _outcome(block: dict[str, Any], overall: pd.DataFrame) -> str:
     if not len(mine):
         return f"not known: the study has no {block['metric']} of {block['variant']}"
     row = mine.iloc[0]
+    if pd.isna(row["lo"]) and row["verdict"] in ("better", "worse", "equivalent"):  # by a race in several cells
+        word = "as expected" if row["verdict"] == block["expect"] else "not as expected"
+        return f"{word}: {row['verdict']}, on average {row['diff']:+.4f}"
     if pd.isna(row["lo"]):
         return "not known: fewer than two pairs have finished"
-    told = f"{row['diff']:+.4f} [{row['lo']:+.4f}, {row['hi']:+.4f}] over {int(row['n'])} pairs"
+    told = f"{row['diff']:+.4f} [{row['lo']:+.4f}, {row['hi']:+.4f}] over {int(row['n'])} seeds"
     lo, hi = sorted(SIGN[row["better"]] * row[name] for name in ("lo", "hi"))  # less is better
     smallest = block["smallest"]
     if block["expect"] == "equivalent":

@@ -39,6 +39,7 @@ def cell_rows(cells: pd.DataFrame, planned: dict[tuple[str, ...], dict[str, Any]
                 "bits": "" if pd.isna(row["bits_per_byte"]) else f"{row['bits_per_byte']:.4f}",
                 "n": f"{row['n']}" + (f" ({', '.join(others)})" if others else ""),
                 "diff": interval(row["diff"], row["lo"], row["hi"]),
+                "noise": "" if pd.isna(row["noise_units"]) else f"{row['noise_units']:+.2g}",
                 "verdict": SIGNS.get(row["verdict"], row["verdict"]),
                 "kind": row["verdict"],
                 "differs": ", ".join(plan.get("differs_in", [])),
@@ -57,7 +58,10 @@ def verdict_rows(overall: pd.DataFrame) -> list[dict[str, str]]:
             "metric": row["metric"],
             "n": str(int(row["n"])),
             "diff": interval(row["diff"], row["lo"], row["hi"]),
+            "noise": "" if pd.isna(row["noise_units"]) else f"{row['noise_units']:+.2g}",
+            "boot": f"[{row['boot_lo']:+.4f}, {row['boot_hi']:+.4f}]" if pd.notna(row["boot_lo"]) else "",
             "p": "" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.2g}",
+            "p_bh": "" if pd.isna(row["p_bh"]) else f"{row['p_bh']:.2g}",
             "verdict": SIGNS[row["verdict"]],
             "kind": row["verdict"],
             "test": _on_test(row),
@@ -106,7 +110,7 @@ def summary_lines(facts: dict[str, Any], cells: pd.DataFrame, overall: pd.DataFr
             lines.append(text)
         width = max([len(str(name)) for name in mine["variant"]], default=0)
         if len(mine):
-            lines.append(f"difference from {facts['baseline']}, paired over sizes and seeds, with 95 % interval:")
+            lines.append(f"difference from {facts['baseline']}, {_over(done)}, {_interval_of(facts)}:")
         for row in mine.to_dict("records"):
             text = interval(row["diff"], row["lo"], row["hi"])
             lines.append(f"  {row['variant']:<{width}}  {text:<32} n={row['n']:<3} {SIGNS[row['verdict']]}")
@@ -116,6 +120,34 @@ def summary_lines(facts: dict[str, Any], cells: pd.DataFrame, overall: pd.DataFr
             lines.append(f"on test data, {scores.min():.4f} to {scores.max():.4f}:")
             lines += [f"  {variant:<{width}}  {text}" for variant, text in tested]
     return lines
+
+
+def rule_lines(facts: dict[str, Any], overall: pd.DataFrame) -> dict[str, str]:
+    """By what rules verdicts came about: the smallest effect of interest, the race."""
+    found = {}
+    if smallest := facts.get("smallest"):
+        each = smallest.items() if isinstance(smallest, dict) else [("", smallest)]
+        told = ", ".join(f"{number:g} {metric}".strip() for metric, number in each)
+        found["smallest effect of interest"] = (
+            f"{told}; equivalent: shown to be smaller by two one-sided tests, after Holm's correction"
+        )
+    if race := facts.get("race"):
+        found["race"] = (
+            f"looks from {race['first']} to {race['most']} seeds, level {race['level']:g} over all rows and looks; "
+            "intervals and p-values are sequential, and hold although rows ended at different looks"
+        )
+    if len(overall) and facts.get("race"):
+        found["over all cells"] = "better where a variant is better in one cell and worse in none"
+    return found
+
+
+def _over(cells: pd.DataFrame) -> str:
+    count = len(cells[list(CELL)].drop_duplicates())
+    return "paired by seed" + (f", the mean over {count} cells" if count > 1 else "")
+
+
+def _interval_of(facts: dict[str, Any]) -> str:
+    return "with sequential interval" if facts.get("race") else "with 95 % interval"
 
 
 def _on_test(row: dict[str, Any]) -> str:

@@ -1,0 +1,92 @@
+"""What a study says of its variants: the two tables of comparison, by the rules that the study states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.columns import CELL
+from analysis.effects import benjamini_hochberg
+from analysis.promotion import largest
+from analysis.racing import Decision, RacePlan, pairs, standing
+from analysis.tables import SIGN, comparison_table, overall_table
+
+FIXED = ("boot_lo", "boot_hi", "sd", "noise_units", "p_tost", "p_tost_holm")  # of a number of pairs that is fixed
+
+
+def compared(table: pd.DataFrame, facts: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`analysis.tables.comparison_table` and `overall_table` of a study's trials; `facts` is
+    `analysis.table.read_study`.
+
+    Where seeds were raced, differences, intervals, p-values and verdicts are those of the race
+    (`analysis.racing.standing`), which hold although rows ended at different looks: the interval is the repeated one,
+    and what has none for a number of pairs that followed from the results is missing. A variant is then better over
+    all cells where it is better in one and worse in none, and so the other way round, equivalent where it is in all:
+    the probability of any false one is still at most the race's level. Its difference is the mean over the cells.
+    With `promote` the race was at the largest scale of each ladder, between the baseline and what was promoted.
+    """
+    baseline, smallest = facts["baseline"], facts.get("smallest")
+    cells, overall = comparison_table(table, baseline, smallest), overall_table(table, baseline, smallest)
+    if not facts.get("race"):
+        return cells, overall
+    wanted = {key: value for key, value in facts["race"].items() if key != "spend"}
+    raced = _promoted(table, facts) if facts.get("promote") else table
+    if not len(raced):
+        return cells, overall
+    decisions = standing(pairs(raced, baseline), RacePlan(**wanted)).decisions
+    cells = _raced(cells, decisions)
+    return cells, _over_cells(overall, cells)
+
+
+def _promoted(table: pd.DataFrame, facts: Mapping[str, Any]) -> pd.DataFrame:
+    """The trials at the largest scale of every ladder, of variants of which some were trained there."""
+    planned = table["trial_id"].map({trial["id"]: trial["train_flops"] for trial in facts["trials"]})
+    ladders = table.assign(train_flops=planned).groupby("axes", sort=False, dropna=False, observed=True)
+    found = [part[largest(part, facts["baseline"])[0]] for _, part in ladders]
+    begun = [part[part["variant"].isin(part["variant"][part["status"] != "pending"])] for part in found]
+    return pd.concat([part for part in begun if part["variant"].nunique() > 1] or [table.iloc[:0]])
+
+
+def _raced(cells: pd.DataFrame, decisions: Mapping[tuple[str, ...], Decision]) -> pd.DataFrame:
+    rows = []
+    for row in cells.to_dict("records"):
+        found = decisions.get((*(row[name] for name in CELL), row["variant"]))
+        if found is not None:
+            sign = SIGN[row["better"]]
+            lo, hi = sorted((sign * found.lo, sign * found.hi))
+            row |= {"diff": sign * found.diff, "lo": lo, "hi": hi, "p": found.p, "p_holm": found.p_holm}
+            row |= dict.fromkeys(FIXED, np.nan)
+            row |= {"verdict": _word(found), "equivalent": found.status == "equivalent"}
+        rows.append(row)
+    out = pd.DataFrame(rows, columns=list(cells))
+    out["p_bh"] = benjamini_hochberg(out["p"].to_numpy(dtype=float))
+    return out
+
+
+def _word(found: Decision) -> str:
+    if found.pairs < 2:
+        return "unknown"
+    return found.status if found.status in ("better", "worse", "equivalent") else "indistinguishable"
+
+
+def _over_cells(overall: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for row in overall.to_dict("records"):
+        mine = cells[(cells["variant"] == row["variant"]) & (cells["stage"] == row["stage"])]
+        one = len(mine) == 1
+        row |= {name: mine[name].iloc[0] if one else np.nan for name in ("lo", "hi")}
+        row |= {"diff": mine["diff"].mean(), "n": int(mine["n"].max()), "verdict": _together(set(mine["verdict"]))}
+        row |= {name: mine[name].min() for name in ("p", "p_holm", "p_bh")}
+        row |= {"equivalent": row["verdict"] == "equivalent"} | dict.fromkeys(FIXED, np.nan)
+        row |= {name: np.nan for name in row if name.startswith("test_")}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(overall))
+
+
+def _together(verdicts: set[str]) -> str:
+    if ("better" in verdicts) != ("worse" in verdicts):
+        return "better" if "better" in verdicts else "worse"
+    return verdicts.pop() if len(verdicts) == 1 else "indistinguishable"
