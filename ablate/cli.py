@@ -93,6 +93,7 @@ def _study_commands(sub: Any) -> None:
     report = _command(sub, "report", "tables, fits and figures of a study: HTML, Markdown, CSV", commands.report)
     report.add_argument("study", metavar="STUDY")
     _results(report)
+    report.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store that has the study, as of run")
 
     power = _command(sub, "power", "how many seeds a difference needs, by the noise of a study", commands.power)
     power.add_argument("study", metavar="STUDY")

@@ -14,6 +14,7 @@ from ablate.errors import UserError, plural
 if TYPE_CHECKING:
     from ablate.rows import Plan
     from ablate.run.executor import Executor
+    from ablate.run.ledger import Ledger
     from ablate.run.study import Outcome
 
 
@@ -46,7 +47,7 @@ def run(options: Namespace) -> int:
         outcome = study.run(uri, options.retry_failed)
     _tell(outcome, plan, console, uri)
     if not outcome.interrupted:
-        _write_report(options.results, grid.name, console)
+        _write_report(ledger, grid.name, console, "" if outcome.tracking_trouble else uri)
     return outcome.exit_code
 
 
@@ -116,13 +117,27 @@ def _tell(outcome: Outcome, plan: Plan, console: Any, uri: str) -> None:
         console.print(f"interrupted with {plural(left, 'trial')} to go: the same command goes on from here")
 
 
-def _write_report(results: Path, study: str, console: Any) -> None:
+def _write_report(ledger: Ledger, study: str, console: Any, uri: str) -> None:
+    """And keep it in MLflow at `uri`, where that is given."""
+    from rich.markup import escape
+
+    from ablate.run.tracking import Mirror
     from analysis.report import write_report
 
-    report = write_report(results, study)
+    report = write_report(ledger.root, study)
     console.print(report.summary, markup=False, soft_wrap=True)
     console.print(f"report: {report.html}", soft_wrap=True)
-    console.print(f"dashboard: ablate ui --results {results}", soft_wrap=True)
+    console.print(f"dashboard: ablate ui --results {ledger.root}", soft_wrap=True)
+    if not uri:
+        return
+    mirror = Mirror(ledger, ledger.study(study), uri)
+    mirror.attach(report.html.parent)
+    if mirror.trouble:
+        console.print(
+            f"[yellow]MLflow at {escape(uri)} has not got the report: {escape(mirror.trouble)}; "
+            f"`ablate report {escape(study)}` tries again[/]",
+            soft_wrap=True,
+        )
 
 
 def plan(options: Namespace) -> int:
@@ -159,9 +174,13 @@ def report(options: Namespace) -> int:
     from rich.console import Console
 
     from ablate.run.ledger import Ledger
+    from ablate.run.mlflow_store import default_uri
 
-    Ledger(options.results).study(options.study)
-    _write_report(options.results, options.study, Console(highlight=False))
+    ledger = Ledger(options.results)
+    ledger.study(options.study)
+    _write_report(
+        ledger, options.study, Console(highlight=False), options.tracking_uri or default_uri(options.results)
+    )
     return 0
 
 

@@ -62,6 +62,8 @@ COLUMNS = (
     Column("device", "string", "", "cpu | cuda", "environment.device"),
     Column("hardware", "string", "", "model of the GPU, else of the CPU"),
     Column("torch", "string", "", "version", "environment.torch"),
+    Column("python", "string", "", "version", "environment.python"),
+    Column("platform", "string", "", "operating system, kernel and machine", "environment.platform"),
     Column("git_commit", "string", "", "of the harness", "environment.git_commit"),
     Column("error", "string", "", "why a trial failed or diverged", "error"),
 )

@@ -23,6 +23,7 @@ from ablate.plan import make_plan
 from ablate.yamlfile import read_yaml
 from analysis.command import options_of
 from analysis.report import write_report
+from analysis.report.bundles import MADE
 
 README = ROOT / "README.md"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md", "benchmarks/README.md")]
@@ -236,5 +237,17 @@ def test_the_page_of_results_names_the_files_of_a_report(tmp_path: Path) -> None
     fabricate.study(tmp_path, lambda label: 2.0 + label["seed"] / 100)
     folder = write_report(tmp_path, "made").html.parent
     text = (ROOT / "results" / "README.md").read_text()
-    named = {name for name in re.findall(r"[\w.-]+\.(?:html|md|csv|svg)\b", text) if name != "README.md"}
-    assert named == {file.name for file in folder.iterdir() if file.suffix not in (".svg", ".json")}
+    top, below = text.split("tables/  ")
+    named = {name for name in re.findall(r"[\w.-]+\.(?:html|md|csv|svg)\b", top) if name != "README.md"}
+    here = [file for file in folder.iterdir() if file.is_file()]
+    assert named == {file.name for file in here if file.suffix not in (".svg", ".json")}
+    layouts = {each.stem for each in (folder / "tables").iterdir()} - {"tables"}
+    assert layouts == {"narang"} and "tables.tex" in below
+
+
+def test_every_layout_of_a_report_is_named() -> None:
+    """In the order in which reports have them: in the page of results, and in that of the analysis."""
+    listed = re.search(r"tables\.tex: ([\w,\s]+);", (ROOT / "results" / "README.md").read_text())[1]
+    section = (ROOT / "docs" / "analysis.md").read_text().split("## Tables to cite")[1].split("\n## ")[0]
+    rows = " ".join(re.findall(r"^\| (`.*?) \|", section, re.MULTILINE))
+    assert re.split(r",\s+", listed) == re.findall(r"`(\w+)`", rows) == list(MADE)

@@ -136,6 +136,14 @@ def test_vaswani3_leaves_blank_what_is_the_base_models(tmp_path: Path) -> None:
         layouts.settings(tmp_path, trials)
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_costs_nothing_has_no_growth() -> None:
+    costs = pd.DataFrame({"variant": ["table", "full"] * 2, "seq_len": [8, 8, 16, 16], "flops": [0.0, 1.0, 0.0, 4.0]})
+    found = frame(layouts.complexity(costs.assign(trial_ids=["a", "b", "c", "d"]), heading="Variant"))
+    assert np.isnan(found["growth"][0]) and found["growth"][1] == 2.0
+    assert found["flops_16_trial_ids"].tolist() == ["c", "d"]
+
+
 def test_complexity() -> None:
     trees = [shown_tree("attention", length, depth) for length in (128, 512, 256) for depth in (1, 2)]
     costs = layouts.layer_costs(trees)

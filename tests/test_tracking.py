@@ -256,6 +256,104 @@ def test_an_interrupted_study_says_so_until_it_is_finished(copied: Ledger) -> No
     assert {key: after[key].info.run_id for key in ids} == ids and len(after) == len(ids) + 1
 
 
+# ---- the report
+
+
+def report_of(ledger: Ledger) -> dict[str, bytes]:
+    """The report's files as they lie with the study's run, by their place in it."""
+    client = MlflowClient(tracking_uri=uri_of(ledger))
+    run = runs_of(ledger)["study"]
+    folders, found = ["report"], {}
+    while folders:
+        for each in client.list_artifacts(run.info.run_id, folders.pop()):
+            if each.is_dir:
+                folders.append(each.path)
+            else:
+                file = Path(client.download_artifacts(run.info.run_id, each.path))
+                found[each.path.removeprefix("report/")] = file.read_bytes()
+    return found
+
+
+def written(ledger: Ledger) -> dict[str, bytes]:
+    folder = ledger.study_folder("tiny") / "report"
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def own(copied: Ledger) -> Ledger:
+    """The same results in a store of their own."""
+    with_database(copied)
+    (copied.study_folder("tiny") / "published.json").unlink()
+    made = mirror(copied)
+    made.publish(made.behind())
+    made.close()
+    assert made.trouble is None
+    return copied
+
+
+def test_the_report_is_with_the_run_of_its_study(published: Ledger) -> None:
+    assert report_of(published) == written(published)
+    assert {"report.html", "comparison.csv", "tables/narang.tex"} <= written(published).keys()
+    assert runs_of(published)["study"].info.status == "FAILED"  # which that did not change
+
+
+def test_the_next_report_takes_its_place(own: Ledger) -> None:
+    folder = own.study_folder("tiny") / "report"
+    (folder / "mine.csv").write_text("a")
+    code, said = run_here("report", "tiny", "--results", own.root)
+    assert code == 0 and "MLflow" not in said and report_of(own) == written(own)
+    (folder / "mine.csv").unlink()
+    assert run_here("report", "tiny", "--results", own.root)[0] == 0
+    assert report_of(own) == written(own) and "mine.csv" not in report_of(own)
+
+
+def test_a_report_that_is_there_asks_nothing(own: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_here("report", "tiny", "--results", own.root)[0] == 0
+    monkeypatch.setattr("ablate.run.tracking.open_client", lambda uri: pytest.fail("asked"))
+    code, said = run_here("report", "tiny", "--results", own.root)
+    assert code == 0 and "MLflow" not in said
+    assert mirror(own).behind() == []  # what else is there is still known
+
+
+def test_a_report_that_cannot_be_kept_is_written_and_tried_again(
+    own: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it has become again what was kept before."""
+
+    def full(*arguments: Any) -> None:
+        raise OSError("no space left\nanywhere")
+
+    assert run_here("report", "tiny", "--results", own.root)[0] == 0
+    kept, more = report_of(own), own.study_folder("tiny") / "report" / "mine.csv"
+    more.write_text("a")
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "log_artifacts", full)
+        code, said = run_here("report", "tiny", "--results", own.root)
+    assert code == 0 and "has not got the report: OSError: no space left; `ablate report tiny` tries again" in said
+    assert "report.html" in written(own) and report_of(own) == {}
+    more.unlink()
+    code, said = run_here("report", "tiny", "--results", own.root)
+    assert code == 0 and "MLflow" not in said and report_of(own) == kept == written(own)
+
+
+def test_results_that_were_copied_leave_the_files_of_the_first_alone(published: Ledger, copied: Ledger) -> None:
+    before = report_of(published)
+    marks = copied.study_folder("tiny") / "published.json"
+    marks.write_text(json.dumps(json.loads(marks.read_text()) | {"uri": uri_of(copied), "report": ""}))
+    (copied.study_folder("tiny") / "report" / "mine.csv").write_text("a")
+    code, said = run_here("report", "tiny", "--results", copied.root)
+    assert code == 0 and "and lies in another folder now" in said
+    assert report_of(published) == before
+
+
+def test_a_study_that_was_never_published_gets_no_store(copied: Ledger) -> None:
+    (copied.study_folder("tiny") / "published.json").unlink()
+    (copied.root / "mlflow.db").unlink()
+    code, said = run_here("report", "tiny", "--results", copied.root)
+    assert code == 0 and "MLflow" not in said and not (copied.root / "mlflow.db").exists()
+    assert run_here("report", "tiny", "--results", copied.root, "--tracking-uri", "http://127.0.0.1:9")[0] == 0
+
+
 # ---- trouble
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ def files_of(uri: str) -> str | None:
     """Where an experiment keeps files: beside an SQLite store, not in the folder that we happen to be in."""
     database = database_of(uri)
     return (database.resolve().parent / "mlartifacts").as_uri() if database else None
+
+
+def forget_files(run: Any, folder: str, uri: str) -> None:
+    """Remove a folder of a run's files, from stores that can. Raises `FileExistsError` where an SQLite store keeps
+    files elsewhere than beside itself: it was copied from there, and they are another's.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    place, own = run.info.artifact_uri, files_of(uri)
+    if own is not None and not place.startswith(f"{own}/"):
+        raise FileExistsError(f"the store keeps files in {place}, and lies in another folder now")
+    with suppress(NotImplementedError):
+        get_artifact_repository(place, tracking_uri=uri).delete_artifacts(folder)
 
 
 def open_client(uri: str) -> Any:

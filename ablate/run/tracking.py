@@ -1,8 +1,8 @@
 """Mirrors the ledger to MLflow: study -> variant -> trial runs. One writer, the driver; never read back.
 
 A trial is published after its record is committed, with its curve, its specification, tags and a truthful
-status. Runs are found again by their tags, and a trial's last write is the hash of its record: publishing twice
-changes nothing, publishing after a crash completes what is missing.
+status; the report, once written, stands with the study's run. Runs are found again by their tags, and a trial's last
+write is the hash of its record: publishing twice changes nothing, publishing after a crash completes what is missing.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ablate.run.files import read_json, write_json
 from ablate.run.ledger import Ledger
-from ablate.run.mlflow_store import database_of, files_of, open_client
+from ablate.run.mlflow_store import database_of, files_of, forget_files, open_client
 from ablate.spec import flatten
 
 STATUS = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
 BATCH_METRICS, BATCH_PARAMS = 1000, 100  # MLflow's documented limits a call
 PUBLISHED = "published.json"  # beside study.json: what this tracking URI has, to know without asking
+REPORT = "report"  # the folder of a study's artifacts
 
 
 class Mirror:
@@ -38,6 +40,7 @@ class Mirror:
         known = self._known()
         self._marks: dict[str, str] = dict(known.get("trials", {}))
         self._open = bool(known.get("open"))  # a driver died before it gave the parents their status
+        self._report = str(known.get("report", ""))
         self._client: Any = None
         self._runs: dict[str, Any] = {}  # key -> run, of this study
         self._labels = {trial["id"]: trial for trial in study["trials"]}
@@ -54,7 +57,8 @@ class Mirror:
         return {} if gone or known.get("uri") != self.uri else dict(known)
 
     def _remember(self, open_: bool) -> None:
-        write_json(self._marks_file, {"uri": self.uri, "open": open_, "trials": self._marks})
+        marks = {"uri": self.uri, "open": open_, "trials": self._marks, "report": self._report}
+        write_json(self._marks_file, marks)
         self._open = open_
 
     def behind(self) -> list[str]:
@@ -100,6 +104,34 @@ class Mirror:
             self._remember(open_=False)
         except Exception as error:
             self.trouble = f"{type(error).__name__}: {error}"
+
+    def attach(self, report: Path) -> None:
+        """Keep a report's folder with the study's run, instead of the one before. A study that is not published
+        there, or a report that is there already, is left as it is."""
+        mark = _folder_hash(report)
+        if not self._marks or mark == self._report:
+            return
+        try:
+            client = open_client(self.uri)
+            run = self._study_run(client)
+            self._report = ""  # until it is whole
+            self._remember(self._open)
+            forget_files(run, REPORT, self.uri)
+            client.log_artifacts(run.info.run_id, str(report), REPORT)
+            self._report = mark
+            self._remember(self._open)
+        except Exception as error:  # as in publish
+            self.trouble = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+    def _study_run(self, client: Any) -> Any:
+        """The study's own run. Raises `LookupError`."""
+        name = self.study["study"]
+        experiment = client.get_experiment_by_name(name)
+        filters = "tags.`ablate.key` = 'study'"
+        found = client.search_runs([experiment.experiment_id], filters, max_results=1) if experiment else []
+        if not found:
+            raise LookupError(f"there is no run of study {name!r}")
+        return found[0]
 
     def _parents(self) -> list[str]:
         """Keys of the runs of the study and of its variants, of those that there are."""
@@ -249,6 +281,15 @@ def _parent_status(statuses: list[str], enough: bool) -> str:
     if not enough and any(status in ("pending", "running") for status in statuses):
         return "KILLED"
     return "FAILED" if "failed" in statuses else "FINISHED"
+
+
+def _folder_hash(folder: Path) -> str:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    content = hashlib.sha256()
+    for file in files:
+        content.update(file.relative_to(folder).as_posix().encode() + b"\0")
+        content.update(hashlib.sha256(file.read_bytes()).digest())
+    return content.hexdigest()[:16]
 
 
 def _hash(record: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -12,21 +12,23 @@ from analysis.layouts.layout import MARKS, Cell, Column, Layout, frame, printabl
 from analysis.layouts.tex import latex
 
 
-def html(layout: Layout) -> str:
+def html(layout: Layout, anchors: Mapping[str, str] | None = None) -> str:
     """`<table class="layout" data-layout=NAME>`: a fragment without script or style.
 
     Headings have `data-key`; cells of a number `data-value`, `data-lo`, `data-hi` and `data-sd`, as JavaScript reads
     them, and no such attribute where a number is missing. The verdict is a class of its cell and a mark behind its
-    text. Trials are links to `#TRIALID` in a `<details>` whose summary is the number.
+    text. Trials are links to `#TRIALID` in a `<details>` whose summary is the number. `anchors` says where on the
+    page that holds the fragment a variant is explained: names of variants become links there.
     """
-    wide = len(layout.columns)
+    wide, places = len(layout.columns), anchors or {}
     lines = [f'<table class="layout" data-layout="{layout.name}">', f"<caption>{escape(layout.caption())}</caption>"]
     lines += ["<thead>", f"<tr>{''.join(map(_heading, layout.columns))}</tr>", "</thead>"]
     for label, rows in layout.parts():
         lines.append("<tbody>")
         if label:
             lines.append(f'<tr class="group"><th scope="rowgroup" colspan="{wide}">{escape(label)}</th></tr>')
-        lines += [f"<tr>{_header(first)}{''.join(map(_data, others))}</tr>" for first, *others in layout.cells(rows)]
+        for first, *others in layout.cells(rows):
+            lines.append(f"<tr>{_header(first, places)}{''.join(_data(each, places) for each in others)}</tr>")
         lines.append("</tbody>")
     remarks = [f'<tr><td colspan="{wide}">{escape(each)}</td></tr>' for each in layout.remarks()]
     lines += ["<tfoot>", *remarks, "</tfoot>"] if remarks else []
@@ -38,12 +40,12 @@ def _heading(column: Column) -> str:
     return f'<th scope="col" class="{column.align}" data-key="{escape(column.key)}">{title}</th>'
 
 
-def _header(cell: Cell) -> str:
-    return f'<th scope="row"{_attributes(cell)}>{_content(cell)}</th>'
+def _header(cell: Cell, anchors: Mapping[str, str]) -> str:
+    return f'<th scope="row"{_attributes(cell)}>{_content(cell, anchors)}</th>'
 
 
-def _data(cell: Cell) -> str:
-    return f"<td{_attributes(cell)}>{_content(cell)}</td>"
+def _data(cell: Cell, anchors: Mapping[str, str]) -> str:
+    return f"<td{_attributes(cell)}>{_content(cell, anchors)}</td>"
 
 
 def _attributes(cell: Cell) -> str:
@@ -57,14 +59,16 @@ def _script_number(value: float) -> str:
     return repr(value).replace("inf", "Infinity")
 
 
-def _content(cell: Cell) -> str:
+def _content(cell: Cell, anchors: Mapping[str, str]) -> str:
     text = escape(cell.text)
+    if cell.column.key == "variant" and cell.text in anchors:
+        text = f'<a href="#{quote(anchors[cell.text])}">{text}</a>'
     if cell.column.monospace and text:
         text = f"<code>{text}</code>"
     if cell.sign:
         text = f"<b>{text}</b>" if cell.verdict == "better" else text
         text += f'\u00a0<span class="mark" title="{MARKS[cell.verdict].says}">{cell.sign}</span>'
-    if not cell.ids:
+    if not cell.ids or not text:
         return text
     links = " ".join(f'<a href="#{quote(each)}">{escape(each)}</a>' for each in cell.ids)
     return f'<details class="trials"><summary>{text}</summary>{links}</details>'

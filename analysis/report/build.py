@@ -18,13 +18,14 @@ from analysis.compared import compared
 from analysis.curves import compute_curves
 from analysis.diagnostics import study_diagnostics
 from analysis.figure import svg
+from analysis.report.bundles import DOCUMENT, FOLDER, table_bundles
 from analysis.report.capacity import Capacity, capacity_section
 from analysis.report.configurations import configurations
+from analysis.report.files import close_report
 from analysis.report.findings import findings
 from analysis.report.hypothesis import expected_section
 from analysis.report.scaling import Scaling, scaling_section
 from analysis.report.tuning import Tuning, tuning_section
-from analysis.report.verify import write_behind
 from analysis.report.words import (
     baseline_lines,
     cell_rows,
@@ -56,7 +57,8 @@ class Report:
 def write_report(results: Path, study: str, folder: Path | None = None) -> Report:
     """Write `results/studies/<study>/report/`, or another folder: report.html, report.md, figures as SVG and tables.
 
-    A pure function of the records: the same for any executor and any history of crashes. Raises `TableError`.
+    A pure function of the records: the same for any executor and any history of crashes. Files of the report before
+    that this one does not have are removed. Raises `TableError`.
     """
     folder = Path(results) / "studies" / study / "report" if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,8 +80,6 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
     figures |= {
         name: _figure(*drawn) for name, drawn in (scaling.figures | capacity.figures | tuning.figures).items()
     }
-    for name, figure in figures.items():
-        (folder / f"{name}.svg").write_bytes(figure["svg"])
     transfer = _transfer(facts, table)
     found = findings(Path(results), facts, table, by_compute)
     fitted = fits.drop(columns=["law"], errors="ignore")
@@ -87,15 +87,14 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
     sometimes = {"transfer": wide(*transfer)} if len(transfer[0]) else {}
     sometimes |= {"capacity": capacity.table, "heads": capacity.heads, "left_out": scaling.dropped}
     sometimes |= {"sweeps": tuning.sweeps, "certificate": tuning.given} | {each.name: each.table for each in found}
-    for name, part in (always | {name: part for name, part in sometimes.items() if len(part)}).items():
-        part.to_csv(folder / f"{name}.csv", index=False)
+    tables = always | {name: part for name, part in sometimes.items() if len(part)}
     content = _content(facts, table, cells, overall, fits, figures, transfer, capacity, scaling, tuning, every)
-    expected = expected_section(Path(results) / "studies" / study, table, overall)
-    _write_pages(
-        folder,
-        content | configurations(Path(results), facts["baseline"], every) | {"expected": expected, "findings": found},
-    )
-    write_behind(results, study, folder)
+    content |= configurations(Path(results), facts["baseline"], every)
+    content |= {"expected": expected_section(Path(results) / "studies" / study, table, overall), "findings": found}
+    cited = table_bundles(Path(results), facts, table, cells, transfer, scaling)
+    content |= {"cited": cited.shown(_places(facts, content["anchors"])), "not_cited": cited.refused}
+    written = [*_write_parts(folder, figures, tables), *cited.write(folder / FOLDER), *_write_pages(folder, content)]
+    close_report(Path(results), study, folder, written)
     lines = (
         summary_lines(facts, cells, overall)
         + lower_bounds(table)
@@ -105,7 +104,23 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
     return Report(folder / "report.html", folder / "report.md", "\n".join(lines))
 
 
-def _write_pages(folder: Path, content: dict[str, Any]) -> None:
+def _places(facts: dict[str, Any], anchors: dict[str, str]) -> dict[str, str]:
+    """Where on the page a variant is explained, also where a table says its size beside it."""
+    sized = ((row["variant"], f"{row['variant']} ({row['size']})") for row in facts["rows"])
+    return anchors | {label: anchors[variant] for variant, label in sized if variant in anchors}
+
+
+def _write_parts(folder: Path, figures: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame]) -> list[Path]:
+    """Every figure as SVG and every table as CSV."""
+    files = {folder / f"{name}.svg": figure["svg"] for name, figure in figures.items()}
+    for file, drawn in files.items():
+        file.write_bytes(drawn)
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    return [*files, *(folder / f"{name}.csv" for name in tables)]
+
+
+def _write_pages(folder: Path, content: dict[str, Any]) -> list[Path]:
     """report.html and report.md. The page's policy forbids it all network, and any script but its own, by hash."""
     environment = Environment(
         loader=PackageLoader("analysis.report"),
@@ -117,9 +132,11 @@ def _write_pages(folder: Path, content: dict[str, Any]) -> None:
     environment.filters["cell"] = lambda text: " ".join(text.split()).replace("|", "\\|")  # of a Markdown table
     script = environment.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    for name in ("report.html", "report.md"):
-        text = environment.get_template(f"{name}.j2").render(content | {"script": Markup(script), "digest": digest})
-        (folder / name).write_text(text, encoding="utf-8")
+    content |= {"script": Markup(script), "digest": digest, "document": f"{FOLDER}/{DOCUMENT}"}
+    files = [folder / name for name in ("report.html", "report.md")]
+    for file in files:
+        file.write_text(environment.get_template(f"{file.name}.j2").render(content), encoding="utf-8")
+    return files
 
 
 def _transfer(facts: dict[str, Any], table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -202,7 +219,7 @@ def _environment(table: pd.DataFrame) -> list[dict[str, str]]:
     """How many trials each piece of hardware and each version ran."""
     return [
         {"what": "commit of the harness" if name == "git_commit" else name, "value": str(value), "n": str(n)}
-        for name in ("hardware", "device", "precision", "torch", "git_commit")
+        for name in ("hardware", "device", "precision", "torch", "python", "platform", "git_commit")
         for value, n in table[name].value_counts().items()
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -13,26 +12,11 @@ import pandas as pd
 
 from analysis.columns import CELL
 from analysis.errors import AnalysisError
+from analysis.report.files import BEHIND, hashes
 from analysis.table import read_study, trial_rows
 
-BEHIND = "behind.json"  # what a report was made of: a hash of each record and curve
-FILES = ("record.json", "metrics.jsonl")
 KEYS = ("trial_id", "trial", *CELL, "variant", "column", "path", "step", "metric")  # what names a row of a table
 SHOWN = 20  # differences named of one file
-
-
-def write_behind(results: Path, study: str, folder: Path) -> None:
-    """Write the hashes of what a report is made of beside it."""
-    labels = read_study(results, study)["trials"]
-    hashes = {label["id"]: _hashes(Path(results) / "trials" / label["id"]) for label in labels}
-    text = json.dumps({"study": study, "trials": hashes}, indent=1, sort_keys=True)
-    (folder / BEHIND).write_text(text + "\n", encoding="utf-8")
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES if (folder / name).is_file()
-    }
 
 
 def verify(report: Path) -> list[str]:
@@ -50,9 +34,14 @@ def verify(report: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as place:
         anew = Path(place)
         write_report(results, study, anew)
-        for name in sorted({file.name for each in (folder, anew) for file in each.iterdir()} - {BEHIND}):
-            found += _compared(folder / name, anew / name)
+        for name in sorted({*_files(folder), *_files(anew)} - {BEHIND}):
+            found += _compared(folder / name, anew / name, name)
     return found
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Also those in folders."""
+    yield from (file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
 
 
 def _changed_records(results: Path, folder: Path) -> Iterator[str]:
@@ -61,7 +50,7 @@ def _changed_records(results: Path, folder: Path) -> Iterator[str]:
     except (json.JSONDecodeError, KeyError) as error:
         raise AnalysisError(f"{folder / BEHIND}: not whole: {error}") from None
     for trial, before in behind.items():
-        now = _hashes(results / "trials" / trial)
+        now = hashes(results / "trials" / trial)
         for name in sorted({*before, *now}):
             if before.get(name) != now.get(name):
                 how = "is gone" if name not in now else "is new" if name not in before else "has changed"
@@ -90,45 +79,45 @@ def _against_curve(trial: str, metrics: dict[str, Any], rows: list[dict[str, Any
             yield f"trials/{trial}/record.json: {name} {metrics[name]!r}, its curve ends with {last[split]['loss']!r}"
 
 
-def _compared(said: Path, anew: Path) -> list[str]:
+def _compared(said: Path, anew: Path, name: str) -> list[str]:
     if not said.is_file() or not anew.is_file():
-        return [f"{said.name}: {'missing from the report' if anew.is_file() else 'not what the ledger makes'}"]
+        return [f"{name}: {'missing from the report' if anew.is_file() else 'not what the ledger makes'}"]
     if said.read_bytes() == anew.read_bytes():
         return []
     if said.suffix == ".csv":
-        found = _cells(said, anew)
-    elif said.suffix in (".html", ".md"):
-        found = _lines(said, anew)
+        found = _cells(said, anew, name)
+    elif said.suffix in (".html", ".md", ".tex"):
+        found = _lines(said, anew, name)
     else:
-        return [f"{said.name}: the figure is not what the ledger draws"]
-    more = [f"{said.name}: and {len(found) - SHOWN} differences more"] if len(found) > SHOWN else []
-    return (found or [f"{said.name}: written otherwise, with the same values"])[:SHOWN] + more
+        return [f"{name}: the figure is not what the ledger draws"]
+    more = [f"{name}: and {len(found) - SHOWN} differences more"] if len(found) > SHOWN else []
+    return (found or [f"{name}: written otherwise, with the same values"])[:SHOWN] + more
 
 
-def _cells(said: Path, anew: Path) -> list[str]:
+def _cells(said: Path, anew: Path, file: str) -> list[str]:
     """`overall.csv, rope, diff: 0.01, recomputed -0.02`."""
     try:
-        old, new = (pd.read_csv(file, dtype=str, keep_default_na=False) for file in (said, anew))
+        old, new = (pd.read_csv(each, dtype=str, keep_default_na=False) for each in (said, anew))
     except (ValueError, pd.errors.ParserError) as error:
-        return [f"{said.name}: cannot be read: {error}"]
+        return [f"{file}: cannot be read: {error}"]
     if list(old) != list(new) or len(old) != len(new):
         shapes = [f"{len(each)} rows of {', '.join(each)}"[:200] for each in (old, new)]
-        return [f"{said.name}: {shapes[0]}; recomputed {shapes[1]}"]
+        return [f"{file}: {shapes[0]}; recomputed {shapes[1]}"]
     found = []
     keys = [name for name in KEYS if name in new]
     for row, column in zip(*(old != new).to_numpy().nonzero(), strict=True):
         name = ", ".join(str(new.iloc[row][key]) for key in keys if new.iloc[row][key])
         was, now = old.iloc[row, column], new.iloc[row, column]
-        found.append(f"{said.name}, {name or f'row {row + 1}'}, {new.columns[column]}: {was}, recomputed {now}")
+        found.append(f"{file}, {name or f'row {row + 1}'}, {new.columns[column]}: {was}, recomputed {now}")
     return found
 
 
-def _lines(said: Path, anew: Path) -> list[str]:
-    old, new = (file.read_text(encoding="utf-8", errors="replace").splitlines() for file in (said, anew))
+def _lines(said: Path, anew: Path, file: str) -> list[str]:
+    old, new = (each.read_text(encoding="utf-8", errors="replace").splitlines() for each in (said, anew))
     if len(old) != len(new):
-        return [f"{said.name}: {len(old)} lines, recomputed {len(new)}"]
+        return [f"{file}: {len(old)} lines, recomputed {len(new)}"]
     pairs = enumerate(zip(old, new, strict=True), 1)
-    return [f"{said.name}, line {k}: {_short(a, b)}, recomputed {_short(b, a)}" for k, (a, b) in pairs if a != b]
+    return [f"{file}, line {k}: {_short(a, b)}, recomputed {_short(b, a)}" for k, (a, b) in pairs if a != b]
 
 
 def _short(text: str, other: str) -> str:

@@ -21,12 +21,16 @@ function compareText(a, b) {
   return a.localeCompare(b, "en", { numeric: true });
 }
 
+// What a cell is sorted by: the number that it carries, else the first in its text, or its text.
+function keyOf(cell, numeric) {
+  if (numeric && cell.dataset.value) return Number(cell.dataset.value);
+  const text = cell.textContent.trim();
+  return numeric ? numberOf(text) : text || null;
+}
+
 // Rows in the order of a column; cells without a value stay at the end, whichever way.
 function sorted(rows, index, numeric, direction) {
-  const keyed = rows.map((row) => {
-    const text = row.cells[index].textContent.trim();
-    return { row, key: numeric ? numberOf(text) : text || null };
-  });
+  const keyed = rows.map((row) => ({ row, key: keyOf(row.cells[index], numeric) }));
   keyed.sort((a, b) => {
     if (a.key === null || b.key === null) return (a.key === null) - (b.key === null);
     return direction * (numeric ? a.key - b.key || 0 : compareText(a.key, b.key));
@@ -34,10 +38,14 @@ function sorted(rows, index, numeric, direction) {
   return keyed.map((each) => each.row);
 }
 
-// Headings become buttons: ascending, descending, and the order that the table came in.
+// The rows of a group that are no heading of it.
+function dataRows(body) {
+  return [...body.rows].filter((row) => !row.classList.contains("group"));
+}
+
+// Headings become buttons: ascending, descending, and the order that the table came in; in each group by itself.
 function makeSortable(table) {
-  const body = table.tBodies[0];
-  const original = [...body.rows];
+  const original = [...table.tBodies].map((body) => [body, dataRows(body)]);
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, index) => {
     const button = element("button", { type: "button" }, ...heading.childNodes);
@@ -46,15 +54,17 @@ function makeSortable(table) {
       const next = NEXT[heading.getAttribute("aria-sort") ?? "none"];
       headings.forEach((each) => each.removeAttribute("aria-sort"));
       if (next !== "none") heading.setAttribute("aria-sort", next);
-      const numeric = !heading.classList.contains("l");
-      body.replaceChildren(...(next === "none" ? original : sorted(original, index, numeric, next === "ascending" ? 1 : -1)));
+      const numeric = !heading.classList.contains("l") && !heading.classList.contains("left");
+      const direction = next === "ascending" ? 1 : -1;
+      for (const [body, rows] of original) body.append(...(next === "none" ? rows : sorted(rows, index, numeric, direction)));
     });
   });
 }
 
 // A text box, and where rows have verdicts a box to hide those that say no difference.
 function makeFilterable(table) {
-  const rows = [...table.tBodies[0].rows];
+  const rows = [...table.tBodies].flatMap(dataRows);
+  const groups = [...table.querySelectorAll("tr.group")];
   const isInside = (row) => INSIDE.some((name) => row.classList.contains(name));
   const verdicts = rows.some((row) => row.classList.contains("better") || row.classList.contains("worse") || isInside(row));
   if (rows.length <= FEW && !verdicts) return;
@@ -67,6 +77,7 @@ function makeFilterable(table) {
     rows.forEach((row, i) => {
       row.hidden = (toggle.checked && isInside(row)) || !words.every((word) => texts[i].includes(word));
     });
+    for (const group of groups) group.hidden = dataRows(group.parentElement).every((row) => row.hidden);
     const shown = rows.filter((row) => !row.hidden).length;
     count.textContent = shown === rows.length ? `${rows.length} rows` : `${shown} of ${rows.length} rows`;
   };
@@ -116,7 +127,7 @@ function addDialog() {
 }
 
 document.querySelectorAll("table").forEach((table) => {
-  if (table.tBodies[0] && table.tBodies[0].rows.length > 1) {
+  if ([...table.tBodies].flatMap(dataRows).length > 1) {
     makeSortable(table);
     makeFilterable(table);
   }
@@ -127,5 +138,5 @@ if (figures.length) {
   figures.forEach((figure) => makeEnlargeable(figure, dialog));
 }
 window.addEventListener("hashchange", reveal);
-window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => (each.open = true)));
+window.addEventListener("beforeprint", () => document.querySelectorAll("details:not(.trials)").forEach((each) => (each.open = true)));
 reveal();
