@@ -136,7 +136,7 @@ def overall_table(table: pd.DataFrame, baseline: str, smallest: Smallest = None)
 def mixed_environments(table: pd.DataFrame) -> dict[str, list[str]]:
     """Where trials of one comparison were not run alike: column -> its values, for those with more than one."""
     found = {}
-    for name in ("hardware", "device", "precision", "torch", "git_commit"):
+    for name in ("hardware", "device", "precision", "torch", "python", "platform", "git_commit"):
         values = sorted({str(value) for value in table[name].dropna() if str(value)})
         if len(values) > 1:
             found[name] = values

@@ -425,7 +425,7 @@ def test_the_quickstart(tmp_path: Path, token_cache: Path) -> None:
     short += ("--set", "train.eval_tokens=1024", "--set", "train.eval_points=2")
     code, said = run_here("run", grid, "--results", ledger.root, "--workers", 2, *short)
     assert code == 0, said
-    assert "quickstart: 48 trials" in said and "trained 48, reused 0: 48 finished" in said
+    assert "quickstart: 72 trials" in said and "trained 72, reused 0: 72 finished" in said
     for variant in ("rope", "swiglu", "llama_style"):
         assert variant in said.split("difference from gpt")[1]
     tree = json.loads((ledger.study_folder("quickstart") / "study.json").read_text())

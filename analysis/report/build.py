@@ -44,6 +44,8 @@ from analysis.transfer import downstream, pretrained, wide
 from analysis.tuning import reported
 from analysis.variants import fit_variants
 
+MOST_DRAWN = 60  # rows of a figure of differences
+
 
 @dataclass(frozen=True)
 class Report:
@@ -246,12 +248,13 @@ def _figures(
             lambda ax: plots.loss_against_compute(first, fits, ax, measure, unigram),
             4.2,
         )
-    compared = cells[cells["diff"].notna()]
-    for metric, part in compared.groupby("metric", sort=False):
+    shown = cells[cells["diff"].notna()]
+    for metric, part in shown.groupby("metric", sort=False):
+        part, where = _drawn(part)
         what = plots.NAMES.get(metric, metric)
-        found["differences" if compared["metric"].nunique() == 1 else f"differences_{metric}"] = _figure(
-            f"Paired difference of {what} from the baseline. Filled: significant after Holm's correction; grey and "
-            "hollow: not.",
+        found["differences" if shown["metric"].nunique() == 1 else f"differences_{metric}"] = _figure(
+            f"Paired difference of {what} from the baseline{where}. Filled: significant after Holm's correction; grey "
+            "and hollow: not.",
             lambda ax, part=part: plots.differences(part, ax),
             1.0 + 0.24 * len(part),
         )
@@ -266,6 +269,14 @@ def _figures(
             4.2,
         )
     return found
+
+
+def _drawn(part: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows that a figure can show: all, or where they are too many those of the cell with most compute."""
+    if len(part) <= MOST_DRAWN:
+        return part, ""
+    cell = part.loc[part["train_flops"].astype(float).idxmax(), list(CELL)]
+    return part[(part[list(CELL)] == cell).all(axis=1)], f" at {', '.join(str(each) for each in cell if each)}"
 
 
 def loss_of(trials: pd.DataFrame) -> str:

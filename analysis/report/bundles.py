@@ -19,12 +19,14 @@ from analysis.errors import AnalysisError
 from analysis.isoflop import IsoFlop
 from analysis.layouts import Layout, LayoutError
 from analysis.layouts.papers import PRINTED
+from analysis.layouts.rows import HOLM
 from analysis.report.scaling import Scaling
 from analysis.transfer import FIRST, pretrained
 
 ROW = (*CELL, "variant")
 WIDEST = 10  # columns of tasks that a printed page can hold
 ENDINGS = {"html": "HTML", "md": "Markdown", "tex": "LaTeX", "csv": "CSV"}
+RACED = "sequential tests at the looks of a race, after Holm's correction"
 FOLDER, DOCUMENT = "tables", "tables.tex"
 
 
@@ -76,6 +78,8 @@ def table_bundles(
     for name, make in MADE.items():
         try:
             layout = make(study)
+            if layout is not None and layout.tested == HOLM and facts.get("race"):
+                layout = replace(layout, tested=RACED)
         except AnalysisError as error:
             reason = " ".join(str(error).split()).removeprefix(f"{name}: ")
             reasons.setdefault(reason, []).append(name)

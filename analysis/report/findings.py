@@ -61,14 +61,14 @@ def findings(results: Path, facts: dict[str, Any], table: pd.DataFrame, curves: 
 
 def _noise(table: pd.DataFrame, baseline: str) -> Finding:
     rows = noise_table(table, baseline)
-    headings = (("cell", "l"), ("runs of the baseline", ""), ("seed noise, 95 %", ""), ("seeds compared", ""),
+    headings = (("cell", "l"), ("baseline", "l"), ("its runs", ""), ("seed noise, 95 %", ""), ("seeds compared", ""),
                 ("noise of a paired difference", ""), ("difference they can show", ""))  # fmt: skip
     note = (
         "Seed noise: the standard deviation of the baseline's runs, chi-square interval. What can be shown: the true "
         "difference that so many seeds show with 80 % probability after Holm's correction over the study; "
         "`ablate power` says how many seeds a smaller one needs."
     )
-    return Finding("noise", "Noise", rows, (), headings, noise_cells(rows), note)
+    return Finding("noise", "Noise", rows, (), headings, noise_cells(rows, baseline), note)
 
 
 def _stacking(on: dict[str, dict[str, bool]] | None, table: pd.DataFrame) -> Finding | None:

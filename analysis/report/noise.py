@@ -39,13 +39,14 @@ def noise_table(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def noise_cells(rows: pd.DataFrame) -> list[list[str]]:
+def noise_cells(rows: pd.DataFrame, baseline: str) -> list[list[str]]:
     """As printed."""
     found = []
     for row in rows.to_dict("records"):
         sd = f"{_short(row['sd'])} [{_short(row['lo'])}, {_short(row['hi'])}]" if np.isfinite(row["sd"]) else ""
         numbers = [str(row["pairs"]), _short(row["paired_sd"]), _short(row["detectable"])]
-        found.append([", ".join(row[name] for name in CELL if row[name]), str(row["n"]), sd, *numbers])
+        cell = ", ".join(row[name] for name in CELL if row[name])
+        found.append([cell, baseline, str(row["n"]), sd, *numbers])
     return found
 
 
