@@ -217,7 +217,7 @@ def _untuned(table: pd.DataFrame, baseline: str) -> list[str]:
 
 def reported(table: pd.DataFrame, tune: Mapping[str, object] | None) -> pd.DataFrame:
     """The trials that are compared. Those of a tuned study are compared on test data, where it has some: sweeps were
-    judged by validation data."""
+    judged by validation data, and `loss` and `score` are then those of test data, of which nothing else is said."""
     if not tune:
         return table
     rows = table[table["stage"] != TUNE].copy()
@@ -225,4 +225,5 @@ def reported(table: pd.DataFrame, tune: Mapping[str, object] | None) -> pd.DataF
     rows.loc[on_test, "loss"] = rows.loc[on_test, "test_loss"]
     on_test = rows["test_score"].notna()
     rows.loc[on_test, "score"] = rows.loc[on_test, "test_score"]
+    rows["test_score"] = np.nan
     return rows

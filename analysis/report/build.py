@@ -253,8 +253,8 @@ def _figures(
         part, where = _drawn(part)
         what = plots.NAMES.get(metric, metric)
         found["differences" if shown["metric"].nunique() == 1 else f"differences_{metric}"] = _figure(
-            f"Paired difference of {what} from the baseline{where}. Filled: significant after Holm's correction; grey "
-            "and hollow: not.",
+            f"Paired difference of {what} from the baseline{where}. Filled: significant after Holm's correction; "
+            "grey and hollow: not.",
             lambda ax, part=part: plots.differences(part, ax),
             1.0 + 0.24 * len(part),
         )

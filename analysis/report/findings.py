@@ -128,23 +128,27 @@ def _speedup(table: pd.DataFrame, baseline: str, curves: pd.DataFrame) -> Findin
 def _published(name: str | None, table: pd.DataFrame, baseline: str) -> Finding | None:
     if not name:
         return None
-    found = against_published(table, name, baseline)
-    headings = (("variant", "l"), ("group", "l"), ("ours, 95 %", ""), ("theirs", ""), ("sign", "l"), ("ranks", ""))
-    cells = [
-        [
-            row["variant"],
-            row["group"],
-            interval(row["ours"], row["ours_lo"], row["ours_hi"]),
-            f"{row['theirs']:+.3f}{' (doubtful)' if row['doubtful'] else ''}",
-            row["sign"],
-            f"{row['rank_ours']:g} and {row['rank_theirs']:g}",
+    headings = (("cell", "l"), ("variant", "l"), ("group", "l"), ("ours, 95 %", ""), ("theirs", ""), ("sign", "l"),
+                ("ranks", ""))  # fmt: skip
+    kept, lines, cells = [], [], []
+    for labels, part in table.groupby(list(CELL), sort=False, dropna=False, observed=True):
+        found, cell = against_published(part, name, baseline), ", ".join(str(each) for each in labels if each)
+        kept.append(found.rows.assign(cell=cell))
+        lines += [f"{cell}: {line}" for line in agreement_lines(found)]
+        cells += [
+            [
+                cell,
+                row["variant"],
+                row["group"],
+                interval(row["ours"], row["ours_lo"], row["ours_hi"]),
+                f"{row['theirs']:+.3f}{' (doubtful)' if row['doubtful'] else ''}",
+                row["sign"],
+                f"{row['rank_ours']:g} and {row['rank_theirs']:g}",
+            ]
+            for row in found.rows.to_dict("records")
         ]
-        for row in found.rows.to_dict("records")
-    ]
-    note = "Differences from the baseline, each in its own units; ranks among these rows, 1 is best."
-    return Finding(
-        "published", "Beside the published table", found.rows, agreement_lines(found), headings, cells, note
-    )
+    note = "Differences from the baseline, each in its own units; ranks among the rows of a cell, 1 is best."
+    return Finding("published", "Beside the published table", pd.concat(kept), lines, headings, cells, note)
 
 
 def _proxies(table: pd.DataFrame, baseline: str) -> Finding | None:

@@ -104,6 +104,7 @@ def summary_lines(facts: dict[str, Any], cells: pd.DataFrame, overall: pd.DataFr
         if len(done):
             metric, scores = done["metric"].iloc[0], done["score"]
             what = "final losses" if metric == "loss" else metric
+            what += " on test data" if facts.get("tune") else ""
             text = f"{where}{what} {scores.min():.4f} to {scores.max():.4f}"
             if compared := baselines_of(facts, stage, metric):
                 text += f"; {', '.join(compared)}"
@@ -131,6 +132,8 @@ def rule_lines(facts: dict[str, Any], overall: pd.DataFrame) -> dict[str, str]:
         found["smallest effect of interest"] = (
             f"{told}; equivalent: shown to be smaller by two one-sided tests, after Holm's correction"
         )
+    if facts.get("tune"):
+        found["compared on"] = "test data and seeds that no sweep has seen; losses below are those of test data"
     if race := facts.get("race"):
         found["race"] = (
             f"looks from {race['first']} to {race['most']} seeds, level {race['level']:g} over all rows and looks; "
