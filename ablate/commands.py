@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ablate.errors import UserError, plural
 
 if TYPE_CHECKING:
+    from ablate.grid import Grid
     from ablate.rows import Plan
     from ablate.run.executor import Executor
     from ablate.run.ledger import Ledger
@@ -39,7 +40,7 @@ def run(options: Namespace) -> int:
         missing = sum(ledger.trial(trial.id).record() is None for trial in plan.trials)
         console.print(
             f"{grid.name}: {plural(len(plan.trials), 'trial')}, {len(plan.trials) - missing} already done, "
-            f"{missing} to train{_compared(plan.facts['baselines'])}",
+            f"{_to_train(grid, missing)}{_compared(plan.facts['baselines'])}",
             soft_wrap=True,
         )
         uri = options.tracking_uri or default_uri(options.results)
@@ -49,6 +50,13 @@ def run(options: Namespace) -> int:
     if not outcome.interrupted:
         _write_report(ledger, grid.name, console, "" if outcome.tracking_trouble else uri)
     return outcome.exit_code
+
+
+def _to_train(grid: Grid, missing: int) -> str:
+    """What a planner may leave out or add is said beforehand."""
+    candidates = grid.race or grid.predict or grid.promote
+    more = ", and what follows from the sweeps" if grid.tune else ""
+    return f"{missing} to train{' at most' if candidates else ''}{more}"
 
 
 def _compared(baselines: list[dict[str, Any]]) -> str:

@@ -38,7 +38,7 @@ def comparison_table(table: pd.DataFrame, baseline: str, smallest: Smallest = No
         effects.append(score_effects(part, baseline, PAIR, smallest=smallest).assign(**labels))
         order += [labels | {"variant": str(name), **metric_of(part)} for name in dict.fromkeys(part["variant"])]
     rows = table.groupby(list(ROW), sort=False, dropna=False, observed=True)
-    ends = rows["status"].value_counts().unstack(fill_value=0).reindex(columns=list(ENDS), fill_value=0)
+    ends = rows["status"].value_counts().unstack(fill_value=0).reindex(columns=list(ENDS), fill_value=0).astype(int)
     ids = rows["trial_id"].agg(" ".join).rename("trial_ids")
     parts = [costs(table, ROW), losses(table, ROW), rows.size().rename("trials"), ends]
     parts += [pd.concat(effects).set_index(list(ROW))[list(EFFECT)], ids]

@@ -98,6 +98,29 @@ def test_raced_verdicts_are_those_of_the_race(tmp_path: Path, sizes: tuple[str, 
     )
 
 
+def test_with_promotion_the_race_is_at_the_largest_scale(tmp_path: Path) -> None:
+    """`none` was not promoted: no trial of it was run at xl."""
+    promoted = lambda label: None if (label["variant"], label["size"]) == ("none", "xl") else loss(label)  # noqa: E731
+    fabricate.study(tmp_path, promoted, tuple(SHIFTS), ("s", "m", "l", "xl"), seeds=range(8))
+    file = tmp_path / "studies" / "made" / "study.json"
+    tree = json.loads(file.read_text()) | {"race": RACE, "promote": {"wanted": "not worse"}}
+    for trial in tree["trials"]:
+        trial["train_flops"] = 6.0 * fabricate.PARAMS[trial["size"]] * 100_000
+    file.write_text(json.dumps(tree))
+    table = study_table(tmp_path, "made")
+    cells, overall = compared(table, read_study(tmp_path, "made"))
+    plain, small = comparison_table(table, "base"), cells["size"] != "xl"
+    mine, theirs = (each[small].drop(columns="p_bh") for each in (cells, plain))  # one correction is over all rows
+    pd.testing.assert_frame_equal(mine, theirs, check_dtype=False)
+    told = {key: value for key, value in RACE.items() if key != "spend"}
+    raced = table[(table["size"] == "xl") & (table["variant"] != "none")]
+    for row, decision in standing(pairs(raced, "base"), RacePlan(**told)).decisions.items():
+        mine = of(cells[cells["size"] == "xl"], row[-1])
+        assert (mine["lo"], mine["hi"], mine["p_holm"]) == (decision.lo, decision.hi, decision.p_holm)
+    assert of(cells[cells["size"] == "xl"], "none")["verdict"] == "unknown"
+    assert [of(overall, name)["verdict"] for name in ("rope", "none")] == ["better", "worse"]
+
+
 def test_more_is_better_is_turned_back(tmp_path: Path) -> None:
     facts = study(tmp_path, race=RACE)
     table = study_table(tmp_path, "made").assign(better="higher")
