@@ -11,11 +11,11 @@ import pandas as pd
 from scipy import stats
 from scipy.interpolate import PchipInterpolator
 
-from analysis.between import VariantLaws
 from analysis.columns import PAIR
 from analysis.envelope import comparable
 from analysis.errors import AnalysisError
-from analysis.fit import BadPoints, NotEnoughPoints
+from analysis.family_laws import FamilyLaws
+from analysis.fit import BadPoints, NotEnoughPoints, ScalingLaw
 from analysis.table import finished
 
 Array = np.ndarray
@@ -52,7 +52,7 @@ def speedups(
     of one size, or, where every size has one budget, the sizes. `method` says how:
 
     - `law`: both losses by their laws, `options.form`, each fitted to its own final losses over the family
-      (`analysis.between.VariantLaws`, nothing shared). It needs five scales of both (four for `power`).
+      (`analysis.family_laws`). It needs five scales of both (four for `power`).
     - `curve`: with fewer, one size at a time, the baseline's points that may be compared with the variant's
       (`analysis.envelope.comparable`): ends of its runs at several budgets, or, where no learning rate has come down,
       its training curves. `curves` are those of `analysis.curves.compute_curves`. Nothing is extrapolated: of a loss
@@ -77,11 +77,11 @@ def speedups(
         raise AnalysisError(f"no baseline {baseline!r} in the table; variants: {', '.join(sorted(names))}")
     done, rows = _with_seconds(finished(table)), []
     for (stage, axes), part in done.groupby(["stage", "axes"], sort=False, dropna=False, observed=True):
-        labels = {"stage": str(stage), "axes": str(axes)}
+        labels, laws = {"stage": str(stage), "axes": str(axes)}, _Laws(part, options)
         for variant in (name for name in names if name != baseline):
             pair = part[part["variant"].isin([baseline, variant])]
             for family, mine in _families(pair):
-                found = _of_family(_Pair(mine, baseline, variant, family == LADDER), curves, options)
+                found = _of_family(_Pair(mine, baseline, variant, family), curves, options, laws)
                 rows += [labels | {"variant": variant, "family": family} | row for row in found]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -104,6 +104,21 @@ def _families(pair: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield str(size), mine
 
 
+class _Laws:
+    """The laws of the variants of one stage and axis setting, by family and by what is counted."""
+
+    def __init__(self, trials: pd.DataFrame, options: Options):
+        self.trials, self.options = trials, options
+        self._made: dict[tuple[str, str], FamilyLaws] = {}
+
+    def over(self, family: str, column: str) -> FamilyLaws:
+        if (family, column) not in self._made:
+            mine = self.trials if family == LADDER else self.trials[self.trials["size"] == family]
+            made = FamilyLaws(mine, column, self.options.form, self.options.resamples, self.options.seed)
+            self._made[family, column] = made
+        return self._made[family, column]
+
+
 @dataclass(frozen=True)
 class _Pair:
     """Finished trials of a baseline and a variant over one family of scales."""
@@ -111,7 +126,12 @@ class _Pair:
     trials: pd.DataFrame
     baseline: str
     variant: str
-    ladder: bool  # of sizes
+    family: str
+
+    @property
+    def ladder(self) -> bool:
+        """Of sizes."""
+        return self.family == LADDER
 
     def of(self, name: str) -> pd.DataFrame:
         return self.trials[self.trials["variant"] == name]
@@ -126,7 +146,7 @@ class _Pair:
         return a, b
 
 
-def _of_family(pair: _Pair, curves: pd.DataFrame | None, options: Options) -> list[dict[str, Any]]:
+def _of_family(pair: _Pair, curves: pd.DataFrame | None, options: Options, laws: _Laws) -> list[dict[str, Any]]:
     """The rows of one variant and family: of one size all axes follow from tokens, by what a token costs."""
     missing = [name for name in pair.names if not len(pair.of(name))]
     if missing:
@@ -139,9 +159,9 @@ def _of_family(pair: _Pair, curves: pd.DataFrame | None, options: Options) -> li
             rows.append({"axis": axis, "reason": refused})
             continue
         if pair.ladder:
-            found = _gains(pair, column, curves, options)
+            found = _gains(pair, column, curves, options, laws)
         else:
-            in_tokens = _gains(pair, "tokens", curves, options) if in_tokens is None else in_tokens
+            in_tokens = _gains(pair, "tokens", curves, options, laws) if in_tokens is None else in_tokens
             theirs, mine = pair.rates(column)
             times = {"at": mine, "gain": theirs / mine, "lo": theirs / mine, "hi": theirs / mine}
             found = [{key: value * times.get(key, 1) for key, value in row.items()} for row in in_tokens]
@@ -151,13 +171,19 @@ def _of_family(pair: _Pair, curves: pd.DataFrame | None, options: Options) -> li
     return rows
 
 
-def _gains(pair: _Pair, column: str, curves: pd.DataFrame | None, options: Options) -> list[dict[str, Any]]:
+def _gains(
+    pair: _Pair, column: str, curves: pd.DataFrame | None, options: Options, laws: _Laws
+) -> list[dict[str, Any]]:
     """A row for each scale, or one that says why there is none."""
     scales = min(_scales(pair.of(name)[column]) for name in pair.names)
     enough = scales >= FORMS[options.form]
     few = f"scales that both have: {scales}, a law ({options.form}) needs {FORMS[options.form]}; "
     try:
-        return _by_law(pair, column, options) if enough else _by_curve(pair, column, curves, options)
+        return (
+            _by_law(pair, column, options, laws.over(pair.family, column))
+            if enough
+            else _by_curve(pair, column, curves, options)
+        )
     except (BadPoints, NotEnoughPoints) as error:
         return [{"reason": ("" if enough else few) + str(error)}]
 
@@ -181,40 +207,44 @@ def _on_one_clock(pair: _Pair) -> tuple[str, str]:
     return (f"throughputs of one model differ up to {spread:.1f} times" if spread > UNEVEN else ""), ""
 
 
-def _by_law(pair: _Pair, column: str, options: Options) -> list[dict[str, Any]]:
-    columns, level = {"c": column}, options.level
-    laws = VariantLaws(options.form, (), resamples=options.resamples, seed=options.seed, level=level, columns=columns)
-    laws.fit(pair.trials)
+def _by_law(pair: _Pair, column: str, options: Options, laws: FamilyLaws) -> list[dict[str, Any]]:
+    theirs, own = (laws.of(name) for name in pair.names)
     mine = pair.of(pair.variant).groupby(["size", "budget"], observed=True)[column]
     at = np.sort(mine.mean().to_numpy(dtype=float))
-    params = pd.concat([pd.DataFrame([laws.fit_.params_]), laws.fit_.samples_], ignore_index=True)
-    slopes = np.array([_slope(np.log(at), each) for each in _log_gains(params, *pair.names, at)])
+    log_k = _log_gains(_every(theirs), _every(own), at)
+    slopes = _slopes(np.log(at), log_k)
     known = slopes[1:][np.isfinite(slopes[1:])]
-    ends = ((1 - level) / 2, (1 + level) / 2)
-    lo, hi = np.quantile(known, ends) if len(known) > level * (len(slopes) - 1) else (np.nan, np.nan)
+    ends = ((1 - options.level) / 2, (1 + options.level) / 2)
+    lo, hi = np.quantile(known, ends) if len(known) > options.level * (len(slopes) - 1) else (np.nan, np.nan)
     both = pair.trials.groupby(["size", "budget", "seed"], dropna=False, observed=True)["variant"].nunique()
     told = {"method": "law", "n": int((both == 2).sum())} | _trend(slopes[0], float(lo), float(hi), options.flat)
+    doubts = [
+        f"{name}: {each}" for name, law in zip(pair.names, (theirs, own), strict=True) for each in law.warnings_
+    ]
+    gains = np.exp(log_k[0])
+    low, high = np.exp(np.quantile(log_k[1:], ends, axis=0, method="nearest"))
     largest, rows = float(pair.of(pair.baseline)[column].max()), []
-    for row in laws.gain(*pair.names, at.tolist()).to_dict("records"):
-        further = row["gain"] * row["c"] / largest
+    for x, gain, gain_lo, gain_hi in zip(at, gains, low, high, strict=True):
+        further = gain * x / largest
         beyond = f"the baseline would need {further:.2g} times its largest run" if further > FURTHER else ""
-        numbers = {"at": row["c"], "gain": row["gain"], "lo": row["lo"], "hi": row["hi"]}
-        rows.append(numbers | told | {"reason": "; ".join(each for each in (beyond, *laws.warnings_) if each)})
+        numbers = {"at": float(x), "gain": float(gain), "lo": float(gain_lo), "hi": float(gain_hi)}
+        rows.append(numbers | told | {"reason": "; ".join(each for each in (beyond, *doubts) if each)})
     return rows
 
 
-def _log_gains(params: pd.DataFrame, baseline: str, variant: str, at: Array) -> Array:
-    """log k of L_baseline(k x) = L_variant(x) for rows of parameters and scales x, (rows, scales), in closed form:
+def _every(law: ScalingLaw) -> dict[str, Array]:
+    """E, A and alpha of the fit and then of every resample, (1 + B, 1); E is 0 in a law without an offset."""
+    found = {name: np.append(law.params_[name], law.samples_[name])[:, None] for name in law.params_}
+    return {"E": np.zeros((len(law.samples_) + 1, 1)), **found}
+
+
+def _log_gains(baseline: dict[str, Array], variant: dict[str, Array], at: Array) -> Array:
+    """log k of L_baseline(k x) = L_variant(x) for parameters in rows and scales x, (rows, scales), in closed form:
     k = ((E' + A' x^-alpha' - E) / A)^(-1/alpha) / x; infinite where the variant is below the baseline's offset E."""
-
-    def of(name: str, who: str) -> Array:
-        column = f"{name}[{who}]"
-        return params[column].to_numpy(dtype=float)[:, None] if column in params else np.zeros((len(params), 1))
-
-    loss = of("E", variant) + of("A", variant) * at ** -of("alpha", variant)
-    above = np.maximum(loss - of("E", baseline), 0.0)
+    loss = variant["E"] + variant["A"] * at ** -variant["alpha"]
+    above = np.maximum(loss - baseline["E"], 0.0)
     with np.errstate(divide="ignore"):
-        return np.asarray(-np.log(above / of("A", baseline)) / of("alpha", baseline) - np.log(at))
+        return np.asarray(-np.log(above / baseline["A"]) / baseline["alpha"] - np.log(at))
 
 
 def _by_curve(pair: _Pair, column: str, curves: pd.DataFrame | None, options: Options) -> list[dict[str, Any]]:
@@ -232,7 +262,8 @@ def _by_curve(pair: _Pair, column: str, curves: pd.DataFrame | None, options: Op
         told = "of one size and seed there is no loss that both come to"
         ended = "; before the end of such a learning rate losses do not compare" if chosen.ends else ""
         raise BadPoints(f"{chosen.schedule}: {told}{ended}")
-    slopes = np.array([_slope(part["log_at"], part["log_k"]) for _, part in found.groupby("seed")])
+    by_seed = [part[["log_at", "log_k"]].to_numpy(dtype=float).T for _, part in found.groupby("seed")]
+    slopes = np.array([_slopes(x, y[None])[0] for x, y in by_seed])
     slope, slope_lo, slope_hi, _ = _student(slopes, options.level)
     told_of_all = {"method": "curve"} | _trend(slope, slope_lo, slope_hi, options.flat)
     rows = []
@@ -293,12 +324,13 @@ def _reached(points: pd.DataFrame, log_loss: float) -> float:
     return float(roots.min()) if len(roots) else float(x[first])
 
 
-def _slope(log_at: Any, log_k: Any) -> float:
-    """The least-squares slope; missing with one scale, or where a gain is infinite."""
-    x, y = np.asarray(log_at, dtype=float), np.asarray(log_k, dtype=float)
-    if len(x) < 2 or not np.isfinite(y).all() or np.ptp(x) < SAME:
-        return np.nan
-    return float(stats.linregress(x, y).slope)
+def _slopes(x: Array, y: Array) -> Array:
+    """The least-squares slope of each row of y on x; missing with one scale, or where a gain is infinite."""
+    if len(x) < 2 or np.ptp(x) < SAME:
+        return np.full(len(y), np.nan)
+    away = x - x.mean()
+    finite = np.isfinite(y).all(axis=1)
+    return np.where(finite, np.where(finite[:, None], y, 0.0) @ away / (away @ away), np.nan)
 
 
 def _student(values: Array, level: float) -> tuple[float, float, float, int]:
