@@ -132,7 +132,7 @@ def test_more_is_better_is_turned_back(tmp_path: Path) -> None:
 def test_a_race_keeps_its_error_in_the_tables(tmp_path: Path) -> None:
     """Of studies of 12 variants without any effect, that stop each row where the race would: the share in which any
     verdict is better or worse, in the cells and over them."""
-    rng, n, wrong = np.random.default_rng(5), 200, 0
+    rng, n, wrong = np.random.default_rng(5), 100, 0
     facts = {"baseline": "v0", "race": RACE}
     for _ in range(n):
         table = noise_only(rng)

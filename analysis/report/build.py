@@ -44,6 +44,7 @@ from analysis.transfer import downstream, pretrained, wide
 from analysis.tuning import reported
 from analysis.variants import fit_variants
 
+QUIET = frozenset({"indistinguishable", "equivalent", "unknown", "inside our noise", "inside their noise"})  # in grey
 MOST_DRAWN = 60  # rows of a figure of differences
 
 
@@ -94,7 +95,7 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
     content |= configurations(Path(results), facts["baseline"], every)
     content |= {"expected": expected_section(Path(results) / "studies" / study, table, overall), "findings": found}
     cited = table_bundles(Path(results), facts, table, cells, transfer, scaling)
-    content |= {"cited": cited.shown(_places(facts, content["anchors"])), "not_cited": cited.refused}
+    content |= {"quiet": QUIET, "cited": cited.shown(_places(facts, content["anchors"])), "not_cited": cited.refused}
     written = [*_write_parts(folder, figures, tables), *cited.write(folder / FOLDER), *_write_pages(folder, content)]
     close_report(Path(results), study, folder, written)
     lines = (

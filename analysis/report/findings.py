@@ -182,6 +182,8 @@ def _stability(results: Path, table: pd.DataFrame) -> Finding | None:
         "denominator. Spikes: a trial. Gradient tail: the largest norm over the median. Losses and norms are the "
         "largest of a step between evaluations, or means where some record has no others."
     )
+    if rows is None:
+        note += f" Spikes are not sought in more than {MOST_READ} trials."
     return Finding("stability", "Stability", found, (), headings, cells, note)
 
 
