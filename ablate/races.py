@@ -36,7 +36,7 @@ class Race:
     level: float = 0.05
     smallest: float = 0.0
     futile: float = 0.1
-    bounds: str = "pocock"
+    bounds: str = "obrien_fleming"
     noise: str = "own"
     spend: float | None = None
 

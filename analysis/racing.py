@@ -39,8 +39,10 @@ class RacePlan:
 
     `first` and `most` pairs at the first and the last look, those between at least a quarter apart; `level` the
     family-wise error over all rows and looks; `smallest` the smallest effect of interest, in the metric's units;
-    `bounds` how the level is spent over the looks (`nominal_levels`); a row ends as futile where the predictive
-    power to reach significance at the last look is below `futile` (0: never).
+    `bounds` how the level is spent over the looks (`nominal_levels`): "obrien_fleming" late, which reaches nearly all
+    verdicts of the full grid, "pocock" evenly, which takes about a sixth fewer trials and leaves more rows undecided;
+    a row ends as futile where the predictive power to reach significance at the last look is below `futile` (0:
+    never).
 
     `noise`: "own" measures each row's noise by its own pairs alone, as `analysis.effects.compare` does; "pooled"
     takes it to be the same in all variants of a cell (`pooled_noise`), which tells far more of 2 to 6 pairs and is
@@ -53,7 +55,7 @@ class RacePlan:
     most: int = 12
     level: float = 0.05
     smallest: float = 0.0
-    bounds: str = "pocock"
+    bounds: str = "obrien_fleming"
     futile: float = 0.1
     noise: str = "own"
 
@@ -100,7 +102,7 @@ class Decision:
     power: float
 
 
-def spent(share: Array, level: float, spending: str = "pocock") -> Array:
+def spent(share: Array, level: float, spending: str = "obrien_fleming") -> Array:
     """alpha*(t): the error that may be spent by a share t of the pairs (Lan and DeMets 1983, Biometrika 70:659).
 
     "pocock": alpha log(1 + (e - 1) t). "obrien_fleming": 2 - 2 Phi(z_{alpha/2} / sqrt(t)).
@@ -111,7 +113,7 @@ def spent(share: Array, level: float, spending: str = "pocock") -> Array:
 
 
 @lru_cache(maxsize=256)
-def nominal_levels(looks: tuple[int, ...], level: float, spending: str = "pocock") -> tuple[float, ...]:
+def nominal_levels(looks: tuple[int, ...], level: float, spending: str = "obrien_fleming") -> tuple[float, ...]:
     """The two-sided p-values that t-tests at looks of n_1 < ... < n_K pairs have to reach, so that differences that
     are normal with mean 0 reach one of them with probability `level`.
 

@@ -72,13 +72,15 @@ RACES = {
     )
     for noise, bounds, futile in SETTINGS
 }
+OWN = RacePlan(3, 100, bounds="pocock")
+POOLED = RacePlan(2, 100, bounds="pocock", noise="pooled")
 PROMOTIONS = {
     "gates, sure 0.5": Promotion(Gates(sure=0.5)),
     "gates, sure 0.9": Promotion(Gates(sure=0.9)),
     "gates better, sure 0.9": Promotion(Gates(wanted="better", sure=0.9)),
-    "gates, sure 0.9, raced": Promotion(Gates(sure=0.9), race=RacePlan(3, 100)),
-    "gates, sure 0.9, raced pooled": Promotion(Gates(sure=0.9), race=RacePlan(2, 100, noise="pooled")),
-    "gates better, sure 0.9, raced": Promotion(Gates(wanted="better", sure=0.9), race=RacePlan(3, 100)),
+    "gates, sure 0.9, raced": Promotion(Gates(sure=0.9), race=OWN),
+    "gates, sure 0.9, raced pooled": Promotion(Gates(sure=0.9), race=POOLED),
+    "gates better, sure 0.9, raced": Promotion(Gates(wanted="better", sure=0.9), race=OWN),
 }
 KINDS = {"half 0, half 5 sd": half(5), "half 0, half 3 sd": half(3), "normal, 4 sd": spread(4)}
 

@@ -231,7 +231,7 @@ def close(trial: PlannedTrial) -> float:
 
 
 def test_seeds_at_the_largest_scale_are_raced(make: Make) -> None:
-    made = make("{sure: 0}", "race: {first: 3, most: 8, futile: 0}\n")
+    made = make("{sure: 0}", "race: {first: 3, most: 8, futile: 0, bounds: pocock}\n")
     (small, first, *later), told = ran(made, close)
     assert len(small) == 4 * 3 * 8  # all seeds of the smaller scales
     assert [seeds_of(first, name) for name in ("gpt", "rope", "none", "alibi")] == [[0, 1, 2]] * 3 + [[]]

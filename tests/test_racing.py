@@ -57,7 +57,7 @@ def test_looks_are_a_quarter_apart() -> None:
 
 def test_all_of_the_level_is_spent_at_the_end() -> None:
     share = np.array([0.25, 0.5, 1.0])
-    assert spent(share, 0.05) == pytest.approx([0.05 * np.log(1 + (np.e - 1) / 4), 0.0310, 0.05], abs=5e-5)
+    assert spent(share, 0.05, "pocock") == pytest.approx([0.05 * np.log(1 + (np.e - 1) / 4), 0.0310, 0.05], abs=5e-5)
     z = 1.959964 / np.sqrt(share)
     assert spent(share, 0.05, "obrien_fleming") == pytest.approx(2 * (1 - stats.norm.cdf(z)), rel=1e-4)
 
@@ -83,7 +83,7 @@ def test_a_single_look_is_the_t_test_and_the_first_look_is_what_is_spent() -> No
     assert sequential_p(d, RacePlan(4, 4)) == pytest.approx(stats.ttest_1samp(d, 0).pvalue, rel=0.01)
     p = float(stats.ttest_1samp(d[:3], 0).pvalue)
     level = p / np.log1p((np.e - 1) * 3 / 12)  # Pocock's: what is spent at the first look is in proportion
-    assert sequential_p(d[:3], RacePlan(3, 12)) == pytest.approx(level, rel=0.01)
+    assert sequential_p(d[:3], RacePlan(3, 12, bounds="pocock")) == pytest.approx(level, rel=0.01)
 
 
 def test_boundaries_of_a_normal_walk_would_not_do() -> None:
@@ -91,7 +91,7 @@ def test_boundaries_of_a_normal_walk_would_not_do() -> None:
     z = np.array([2.36, 2.54, 2.55, 2.45, 2.43, 2.37])
     t = statistics(np.random.default_rng(4).standard_normal((20_000, 12)), LOOKS)
     assert (np.abs(t) >= z).any(1).mean() > 0.2
-    assert max(nominal_levels(LOOKS, 0.05)) < 2 * stats.norm.sf(z).min() * 2
+    assert max(nominal_levels(LOOKS, 0.05, "pocock")) < 2 * stats.norm.sf(z).min() * 2
 
 
 # the error
@@ -393,10 +393,12 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 
 def test_a_race_reaches_the_full_grids_verdicts_for_less(grid: pd.DataFrame) -> None:
-    own = replay(grid, "base", RacePlan(3, 16), "made", orders=3)
+    own = replay(grid, "base", RacePlan(3, 16, bounds="pocock"), "made", orders=3)
     assert list(own["order"]) == [0, 1, 2] and set(own["rows"]) == {12} and set(own["study"]) == {"made"}
     assert own["agreement"].mean() >= 0.95 and own["flops_share"].max() < 0.45
-    pooled = replay(grid, "base", RacePlan(2, 16, noise="pooled"), orders=2)
+    late = replay(grid, "base", RacePlan(3, 16), orders=3)
+    assert late["agreement"].mean() >= 0.95 and own["flops_share"].mean() < late["flops_share"].mean() < 0.55
+    pooled = replay(grid, "base", RacePlan(2, 16, noise="pooled", bounds="pocock"), orders=2)
     assert pooled["agreement"].mean() >= 0.95 and pooled["flops_share"].mean() <= 0.30
     assert not own["flipped"].any() and len(set(own["flops_share"])) > 1
 
