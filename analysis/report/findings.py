@@ -15,12 +15,13 @@ from analysis.errors import AnalysisError
 from analysis.ranking import against_published, agreement_lines, proxies, proxy_lines
 from analysis.report.noise import noise_cells, noise_table
 from analysis.report.words import interval
-from analysis.speedup import speedups
+from analysis.speedup import Options, speedups
 from analysis.stability import stability, training_rows
 from analysis.stacking import factorial, stacking
 
 Heading = tuple[str, str]  # and "l" for text on the left
 MOST_READ = 2000  # trials whose curves are read for spikes
+RESAMPLES = 200  # of laws, in a section that has one for every variant and size
 FEWEST = 4  # variants beside the baseline whose order says something
 
 
@@ -95,7 +96,7 @@ def _stacking(on: dict[str, dict[str, bool]] | None, table: pd.DataFrame) -> Fin
 
 
 def _speedup(table: pd.DataFrame, baseline: str, curves: pd.DataFrame) -> Finding | None:
-    rows = speedups(table, baseline, curves)
+    rows = speedups(table, baseline, curves, Options(resamples=RESAMPLES))
     known = rows[rows["gain"].notna()]
     if not len(known):
         return None
