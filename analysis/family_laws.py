@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pandas as pd
 
 from analysis.columns import CELL
-from analysis.fit import NotEnoughPoints, ScalingLaw
+from analysis.fit import NotEnoughPoints, ScalingLaw, fit_alike
 from analysis.joint import paired_resamples
 
 Array = np.ndarray
+KEYS = ["cell", "seed", "scale"]  # of a point
+MOST = 4_000_000  # weights of points at once
 
 
 class FamilyLaws:
@@ -32,19 +36,36 @@ class FamilyLaws:
         self.points = pd.DataFrame(
             columns | {"scale": known[column].astype(float), "loss": known["loss"].astype(float)}
         )
+        order = self.points.sort_values(["variant", *KEYS], kind="stable")
+        self._points = {str(name): part for name, part in order.groupby("variant", sort=False)}
         self._weights: Array | None = None
         self._fits: dict[str, ScalingLaw] = {}
 
     def of(self, variant: str) -> ScalingLaw:
         """The law of a variant, with its resamples. Raises `NotEnoughPoints` and `BadPoints`."""
         if variant not in self._fits:
-            mine = (self.points["variant"] == variant).to_numpy()
-            if not mine.any():
+            if variant not in self._points:
                 raise NotEnoughPoints(f"{variant} has fewer than {self.needed} scales")
-            law = ScalingLaw(self.form).fit(self.points["scale"][mine], self.points["loss"][mine])
-            law.bootstrap(self.weights[:, mine])
-            self._fits[variant] = law
+            alike = self._alike(variant)
+            weights = self.weights[:, self._points[alike[0]].index]
+            x, ys = self._points[variant]["scale"].to_numpy(), [self._points[name]["loss"] for name in alike]
+            self._fits |= zip(alike, fit_alike(self.form, x, np.stack(ys), weights), strict=True)
         return self._fits[variant]
+
+    def _alike(self, variant: str) -> list[str]:
+        """The variants that have points at the same scales, cells and seeds, and so the same resamples."""
+        mine = self._points[variant]
+        most = max(1, MOST // (self.resamples * len(mine)))
+        keys = mine[KEYS].to_numpy(dtype=float)
+        others = (
+            name
+            for name, points in self._points.items()
+            if name not in self._fits
+            and len(points) == len(mine)
+            and (points["loss"] > 0).all()
+            and np.array_equal(points[KEYS].to_numpy(dtype=float), keys, equal_nan=True)
+        )
+        return [variant, *(name for name in islice(others, most) if name != variant)]
 
     @property
     def weights(self) -> Array:

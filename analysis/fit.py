@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.forms import law_of
 from analysis.laws import Law, PowerSum
-from analysis.minimise import Problem, best_of, minimise
+from analysis.minimise import Found, Problem, best_of, minimise
 from analysis.objectives import Objective, objective_of
 
 Array = np.ndarray
@@ -72,6 +72,12 @@ class ScalingLaw:
         """Fit to positive inputs x (a table or mapping with a column for each of the law's inputs, or one array) and
         positive y. Raises `BadPoints`, and `NotEnoughPoints` unless there is one distinct x more than parameters.
         """
+        self._read(x, y, weights)
+        self._ended(best_of(self.problem(self.weights_[None]), self.law.starts(self.x_, self.y_)))
+        return self
+
+    def _read(self, x: Any, y: Any, weights: Any) -> None:
+        """Take the points, or refuse them."""
         logs, y = self._inputs(x), np.asarray(y, dtype=float)
         if not (np.isfinite(y).all() and (y > 0).all()):
             raise BadPoints("y must be positive and finite")
@@ -85,16 +91,16 @@ class ScalingLaw:
         self.centre_ = self.law.centre(logs)
         self.x_, self.y_ = logs - self.centre_, y
         self.weights_ = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=float)
-        problem = self.problem(self.weights_[None])
-        found = best_of(problem, self.law.starts(self.x_, y))
+
+    def _ended(self, found: Found) -> None:
+        """Take the one optimum that was found."""
         self.theta_, self.objective_ = found.theta[0], float(found.value[0])
-        self.converged_, self.n_, self.lowest_ = bool(found.converged[0]), len(y), float(y.min())
+        self.converged_, self.n_, self.lowest_ = bool(found.converged[0]), len(self.y_), float(self.y_.min())
         self.params_ = self.named(self.theta_)
         self.derived_ = self.law.derived(self.params_)
-        self.residuals_ = self.law.log_value(self.theta_, self.x_) - np.log(y)
+        self.residuals_ = self.law.log_value(self.theta_, self.x_) - np.log(self.y_)
         self.condition_ = self._condition()
         self.warnings_ = self._judge()
-        return self
 
     def problem(self, weights: Array) -> Problem:
         """What is minimised with these weights of the points, (B, n)."""
@@ -165,3 +171,26 @@ class ScalingLaw:
         if not self.converged_:
             found.append("the fit did not come to an end: its gradient is not small")
         return found
+
+
+def fit_alike(form: str, x: Array, ys: Array, weights: Array) -> list[ScalingLaw]:
+    """One law for each row of ys (V, n) at the same inputs x (n,), with the same resamples, weights (B, n): what
+    `fit` and `bootstrap` give each of them, in the time of few."""
+    laws = [ScalingLaw(form) for _ in ys]
+    for law, y in zip(laws, ys, strict=True):
+        law._read(x, y, None)
+    first, B = laws[0], len(weights)
+    starts = [first.law.starts(first.x_, y) for y in ys]
+    S = len(starts[0])
+    once = np.ones((len(ys) * S, len(x)))
+    found = minimise(Problem(first.law, first.x_, np.repeat(ys, S, 0), once, first.penalty), np.concatenate(starts))
+    for v, law in enumerate(laws):
+        at = v * S + int(np.nanargmin(found.value[v * S : (v + 1) * S]))
+        law._ended(Found(found.theta[at : at + 1], found.value[at : at + 1], found.converged[at : at + 1]))
+    problem = Problem(first.law, first.x_, np.repeat(ys, B, 0), np.tile(weights, (len(ys), 1)), first.penalty)
+    drawn = minimise(problem, np.repeat(np.stack([law.theta_ for law in laws]), B, 0), wide=False)
+    for v, law in enumerate(laws):
+        rows = slice(v * B, (v + 1) * B)
+        law.thetas_, law.values_ = drawn.theta[rows], drawn.value[rows]
+        law._told()
+    return laws

@@ -155,14 +155,14 @@ class SharedLaw(Law):
     def starts(self, x: Array, y: Array) -> Array:
         """From every group's own fit by least squares: shared parameters in and between those of the groups, the
         best own ones of each group to them, and of these the `STARTS` that leave the least."""
-        problems = []
-        for group, rows in zip(self.groups, self._rows(x), strict=True):
+        problems, apart = [], np.empty((len(self.groups), len(self.law.parameters)))
+        for g, (group, rows) in enumerate(zip(self.groups, self._rows(x), strict=True)):
             distinct = len(np.unique(x[rows], axis=0))
             if distinct < len(self.own):
                 raise NotEnoughPoints(f"{group}: {distinct} distinct x for {len(self.own)} parameters of its own")
             squares = OBJECTIVES["l2_log" if OBJECTIVES[self.default_objective].log else "l2"]
             problems.append(Problem(self.law, x[rows, :-1], y[rows], np.ones((1, len(rows))), squares))
-        apart = np.stack([best_of(each, self.law.starts(each.x, each.y)).theta[0] for each in problems])
+            apart[g] = best_of(problems[g], self.law.starts(x[rows, :-1], y[rows])).theta[0]
         if not self.shared:
             return self._joined(apart)[None]
         held = [k for k, name in enumerate(self.law.parameters) if name in self.shared]
@@ -186,7 +186,7 @@ class SharedLaw(Law):
         for own, each in zip(apart, problems, strict=True):
             given = _Given(self.law, held, shared)
             try:
-                found = minimise(Problem(given, each.x, each.y, each.weights, each.objective), own[None, given.free])
+                found = minimise(each.by(given), own[None, given.free])
             except np.linalg.LinAlgError:  # a term that vanishes, as where E is above all of a group's losses
                 found = Found(own[None, given.free], np.array([np.inf]), np.array([False]))
             groups.append(given.whole(found.theta[0]))

@@ -8,6 +8,7 @@ the objective of a law that is linear: lambda grows until the objective falls.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ STEPS = 60  # at each delta
 LAST = 600  # at the last
 FLAT = 1e-15  # an objective that falls by less than this part has ended
 STUCK = 1e10  # the largest damping
-CHUNK = 128  # fits at once: their Jacobians stay in the cache
+CHUNK, VALUES = 128, 32_000  # fits at once, more while the law has fewer values: their Jacobians stay in the cache
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,47 @@ class Found:
 
 
 class Problem:
-    """A law, points, and weights (B, n): what is minimised in theta (B, K). y is (n,), or (B, n) where it differs."""
+    """A law, points, and weights (B, n): what is minimised in theta (B, K). y is (n,), or (B, n) where it differs.
+
+    The law is computed once at each distinct x, as of seeds: `x` has these, and the points are put in their order.
+    """
 
     def __init__(self, law: Law, x: Array, y: Array, weights: Array, objective: Objective):
-        self.law, self.x, self.y, self.weights, self.objective = law, x, y, weights, objective
-        self.target = np.log(y) if objective.log else y
+        self.law, self.objective = law, objective
+        self.x, which, self._repeats = np.unique(x, axis=0, return_inverse=True, return_counts=True)
+        order = np.argsort(which.reshape(-1), kind="stable")
+        self.target = (np.log(y) if objective.log else y)[..., order]
+        self.weights = weights[:, order]
         self._parts: list[Part] = []
+
+    def _summed(self, each: Array) -> Array:
+        """Over the points of each distinct x, (B, n) to (B, distinct)."""
+        if len(self.x) == each.shape[-1]:
+            return each
+        starts = np.concatenate(([0], np.cumsum(self._repeats)[:-1]))
+        return np.asarray(np.add.reduceat(each, starts, axis=-1))
 
     def residuals(self, theta: Array) -> Array:
         said = self.law.log_value if self.objective.log else self.law.value
-        return said(theta, self.x) - self.target
+        return np.repeat(said(theta, self.x), self._repeats, axis=-1) - self.target
 
     def value(self, theta: Array, objective: Objective) -> Array:
         r = self.residuals(theta)
         return np.asarray((self.weights * objective.rho(r)).sum(-1))
 
     def only(self, rows: Array | slice) -> Problem:
-        y = self.y if self.y.ndim == 1 else self.y[rows]
-        chosen = Problem(self.law, self.x, y, self.weights[rows], self.objective)
-        chosen._parts = self.parts
+        """Some of the fits."""
+        chosen = copy(self)
+        chosen._parts, chosen.weights = self.parts, self.weights[rows]
+        if self.target.ndim > 1:
+            chosen.target = self.target[rows]
         return chosen
+
+    def by(self, law: Law) -> Problem:
+        """The same points by another law."""
+        other = copy(self)
+        other.law, other._parts = law, []
+        return other
 
     @property
     def parts(self) -> list[Part]:
@@ -63,9 +85,9 @@ class Problem:
 
     def model(self, theta: Array, objective: Objective) -> tuple[Array, Array, Array]:
         """The gradient (B, K), and the matrices H and M (B, K, K)."""
-        r = self.residuals(theta)
-        slope, weight, curve = (self.weights * each for each in objective.slope(r))
-        L = None if objective.log else r + self.target
+        slopes = objective.slope(self.residuals(theta))
+        slope, weight, curve = (self._summed(self.weights * each) for each in slopes)
+        L = None if objective.log else self.law.value(theta, self.x)
         B, K = theta.shape
         g, H, M = np.zeros((B, K)), np.zeros((B, K, K)), np.zeros((B, K, K))
         for part in self.parts:
@@ -87,9 +109,10 @@ class Problem:
 def minimise(problem: Problem, theta: Array, wide: bool = True) -> Found:
     """From one start for each fit, theta (B, K). With `wide` it begins with a wide delta; without, near the end of a
     fit to other weights, with the objective's own (a thousandth of the residuals where that is 0)."""
+    chunk = max(CHUNK, VALUES // len(problem.x))
     parts = [
-        _descend(problem.only(slice(at, at + CHUNK)), theta[at : at + CHUNK], wide)
-        for at in range(0, len(theta), CHUNK)
+        _descend(problem.only(slice(at, at + chunk)), theta[at : at + chunk], wide)
+        for at in range(0, len(theta), chunk)
     ]
     return Found(
         np.concatenate([part.theta for part in parts]),
@@ -100,10 +123,7 @@ def minimise(problem: Problem, theta: Array, wide: bool = True) -> Found:
 
 def best_of(problem: Problem, starts: Array) -> Found:
     """One fit from many starts, theta (1, K): the lowest objective that any of them reaches."""
-    many = Problem(
-        problem.law, problem.x, problem.y, np.repeat(problem.weights, len(starts), axis=0), problem.objective
-    )
-    found = minimise(many, starts)
+    found = minimise(problem.only(np.zeros(len(starts), dtype=int)), starts)
     at = int(np.nanargmin(found.value))
     return Found(found.theta[at : at + 1], found.value[at : at + 1], found.converged[at : at + 1])
 

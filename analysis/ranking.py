@@ -285,15 +285,15 @@ def _lowest(tail: Array, grid: Array) -> float:
 
 
 def _pair_signs(x: Array) -> Array:
-    """Of all pairs' differences: (draws, rows) to (draws, pairs)."""
-    i, j = np.triu_indices(x.shape[1], 1)
-    return np.sign(x[:, i] - x[:, j]).astype(np.float32)
+    """Of all pairs' differences: (draws, rows) to (pairs, draws)."""
+    rows = np.ascontiguousarray(x.T)
+    return np.concatenate([(row > rows[k:]).view(np.int8) - (row < rows[k:]) for k, row in enumerate(rows[:-1], 1)])
 
 
 def _tau(a: Array, b: Array) -> Array:
     """Kendall's tau-b of each draw from the signs of its pairs; 0 where one side is tied throughout."""
-    untied = np.sqrt(np.abs(a).sum(1) * np.abs(b).sum(1))
-    return np.asarray((a * b).sum(1) / np.maximum(untied, 1))
+    untied = np.sqrt(np.abs(a).sum(0, dtype=float) * np.abs(b).sum(0, dtype=float))
+    return np.asarray((a * b).sum(0, dtype=float) / np.maximum(untied, 1))
 
 
 def _pearson(a: Array, b: Array) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from scipy import stats
 from scipy.interpolate import PchipInterpolator
 
-from analysis.columns import PAIR
+from analysis.columns import CELL, PAIR
 from analysis.envelope import comparable
 from analysis.errors import AnalysisError
 from analysis.family_laws import FamilyLaws
@@ -27,6 +28,7 @@ LADDER = "sizes"  # the family of a study with one budget for each size
 UNEVEN = 1.5  # the most that throughputs of one model may differ by and pass without a word
 FURTHER = 1.05  # times the largest run of the baseline, beyond which its law is told to reach
 SAME = 1e-9  # in ratio, of scales that are one
+READ = ("trial_id", *CELL, "variant", "seed", "hardware", "tokens", "train_flops", "tokens_per_s", "loss")
 COLUMNS = ("variant", "stage", "axes", "family", "axis", "at", "gain", "lo", "hi", "method", "n", "trend", "trend_lo",
            "trend_hi", "verdict", "reason")  # fmt: skip
 
@@ -87,7 +89,8 @@ def speedups(
 
 
 def _with_seconds(done: pd.DataFrame) -> pd.DataFrame:
-    """Trials with the seconds that their training takes at the median throughput of their variant and size."""
+    """What is read of the trials, and their seconds at the median throughput of the variant and size."""
+    done = done[list(READ)]
     one_model = done.groupby(["stage", "axes", "variant", "size"], sort=False, dropna=False, observed=True)
     return done.assign(
         variant=done["variant"].astype(str), seconds=done["tokens"] / one_model["tokens_per_s"].transform("median")
@@ -133,8 +136,12 @@ class _Pair:
         """Of sizes."""
         return self.family == LADDER
 
+    @cached_property
+    def _apart(self) -> dict[str, pd.DataFrame]:
+        return {name: self.trials[self.trials["variant"] == name] for name in self.names}
+
     def of(self, name: str) -> pd.DataFrame:
-        return self.trials[self.trials["variant"] == name]
+        return self._apart[name]
 
     @property
     def names(self) -> tuple[str, str]:

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 from scipy.optimize import approx_fprime, minimize
 
-from analysis.fit import NotEnoughPoints, ScalingLaw
+from analysis.fit import NotEnoughPoints, ScalingLaw, fit_alike
 from analysis.forms import law_of
 from analysis.intervals import percentiles
 from analysis.objectives import DELTA, objective_of
 from analysis.report.words import fit_rows
+from analysis.resampling import resampled
 from analysis.variants import fit_variants
 
 LAW = law_of("power_offset")
@@ -232,7 +233,7 @@ def test_intervals_from_seeds_are_as_wide_as_estimates_spread(seeds: int) -> Non
 
     With few draws the empirical quantiles lie somewhat inside: the expected width is that of as many normal ones.
     """
-    noise, draws, rng = 2e-4, 40, np.random.default_rng(0)  # noise below delta, where the fit is least squares
+    noise, draws, rng = 2e-4, 400, np.random.default_rng(0)  # noise below delta, where the fit is least squares
     tables = [replicated(rng, noise, seeds) for _ in range(16)]
     x = tables[0]["train_flops"].unique()
     jacobian = LAW.log_jacobian(np.log([2.0, 1.8, np.exp(0.3)]), np.log(x / x[0])[:, None])
@@ -322,3 +323,30 @@ def test_less_than_an_epoch_repeats_nothing() -> None:
     points = np.log([[1e8, 1e9, 1e9], [1e8, 1e9, 1e12], [1e8, 4e9, 1e9], [1e8, 4e9, 4e9]])
     once, plenty, repeated, fresh = law.value(law.theta(params, centre), points)
     assert once == plenty and once > repeated > fresh
+
+
+def test_laws_of_points_alike_are_those_fitted_one_by_one() -> None:
+    """Also where seeds repeat an x in any order, and with resamples that leave points out."""
+    rng = np.random.default_rng(3)
+    order, x = rng.permutation(21), np.repeat(np.geomspace(1e8, 1e12, 7), 3)
+    ys = [power(x, E, alpha) * np.exp(0.004 * rng.standard_normal(21)) for E, alpha in ((1.5, 0.2), (2, 0.4))]
+    x, ys = x[order], np.stack(ys)[:, order]
+    weights = resampled(21, 60, least=8)
+    for law, y in zip(fit_alike("power_offset", x, ys, weights), ys, strict=True):
+        alone = ScalingLaw("power_offset").fit(x, y)
+        assert law.params_ == pytest.approx(alone.params_, rel=1e-7)
+        assert law.objective_ == pytest.approx(alone.objective_, rel=1e-12)
+        np.testing.assert_allclose(law.samples_, alone.bootstrap(weights), rtol=1e-4)
+        assert law.warnings_ == alone.warnings_
+
+
+def test_resamples_are_fits_to_the_points_drawn() -> None:
+    """Of points in no order, of which some have the same x."""
+    rng = np.random.default_rng(4)
+    x = rng.permutation(np.repeat(np.geomspace(1e8, 1e12, 7), 3))
+    y = 1.5 + 2 * (x / 1e8) ** -0.3 + 0.002 * rng.standard_normal(21)
+    weights = resampled(21, 8, least=8)
+    found = ScalingLaw("power_offset", "l2_log").fit(x, y).bootstrap(weights)
+    for each, (_, row) in zip(weights.astype(int), found.iterrows(), strict=True):
+        drawn = ScalingLaw("power_offset", "l2_log").fit(np.repeat(x, each), np.repeat(y, each))
+        assert row.to_dict() == pytest.approx(drawn.params_, rel=1e-5)
