@@ -22,6 +22,7 @@ from typing import Any
 from ablate.choices import block
 from ablate.errors import unknown
 from ablate.yamlfile import Document
+from analysis.columns import cell_name
 
 KEYS = ("claim", "variant", "expect", "metric", "smallest", "stopping")
 EXPECTATIONS = ("better", "worse", "equivalent")
@@ -75,7 +76,7 @@ def registration(block: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str,
     planned = {
         "baseline": tree["baseline"],
         "variants": list(dict.fromkeys(trial["variant"] for trial in trials)),
-        "cells": sorted({", ".join(filter(None, (trial[name] for name in CELL))) for trial in trials}),
+        "cells": sorted({cell_name(trial) for trial in trials}),
         "seeds": sorted({trial["seed"] for trial in trials}),
         "match": tree["match"],
         "data": tree["data"]["fingerprint"],
@@ -83,6 +84,3 @@ def registration(block: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str,
     said = {"hypothesis": dict(block), "planned": planned}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     return {"sha256": digest, **said}
-
-
-CELL = ("stage", "size", "axes", "budget")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,8 @@ LABELS = ("stage", "variant", "size", "axes", "budget")
 CELL = ("stage", "size", "axes", "budget")  # what a variant is compared within
 PAIR = ("seed", "parent_seed")  # what two trials of a cell have in common, so that they are compared
 EARLY = 1 / 8  # of the budget, as the early loss of Narang et al. 2021, section 3.2
+
+
+def cell_name(labels: Mapping[str, Any]) -> str:
+    """The labels of a cell that are not empty: `s, tokens=60000`."""
+    return ", ".join(str(labels[name]) for name in CELL if labels.get(name))

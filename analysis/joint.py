@@ -107,16 +107,6 @@ class SharedLaw(Law):
     def log_jacobian(self, theta: Array, x: Array) -> Array:
         return self._scattered(self.law.log_jacobian, theta, x)
 
-    def jacobian(self, theta: Array, x: Array) -> Array:
-        return self._scattered(self.law.jacobian, theta, x)
-
-    def curvature(self, theta: Array, x: Array, by: Array) -> Array:
-        K = theta.shape[-1]
-        found = np.zeros((*theta.shape[:-1], K, K))
-        for at, rows in zip(self._at, self._rows(x), strict=True):
-            found[..., at[:, None], at] += self.law.curvature(theta[..., at], x[rows, :-1], by[..., rows])
-        return found
-
     def _gathered(self, said: Function, theta: Array, x: Array) -> Array:
         found = np.empty((*theta.shape[:-1], len(x)))
         for at, rows in zip(self._at, self._rows(x), strict=True):

@@ -49,7 +49,7 @@ def loss_against_compute(
         ax.axhline(unigram, color=GREY, lw=0.8, ls=":")
         ax.annotate("unigram entropy", (0.99, unigram), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                     fontsize=7, color=GREY)  # fmt: skip
-    ax.set(xscale="log", xlabel="training FLOPs", ylabel=f"validation {NAMES[measure]}")
+    ax.set(xscale="log", xlabel="training FLOPs", ylabel=f"final {NAMES[measure]}")
     _legend(ax)
     return ax
 

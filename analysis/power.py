@@ -117,7 +117,7 @@ def paired_noise(table: pd.DataFrame, baseline: str, metric: str = "loss", level
     names = ["scope", *_cell_names(table), "variant", "n", "df", "sd", "lo", "hi", "level", *APART]
     out = pd.DataFrame(rows, columns=names)
     whole = _pooled(out, df, level)
-    whole["unpaired_sd"] = _pool(out["unpaired_sd"], out["df"])
+    whole["unpaired_sd"] = pooled_sd(out["unpaired_sd"], out["df"])
     whole["correlation"] = _correlation(whole["sd"], whole["unpaired_sd"])
     return pd.DataFrame([*rows, whole], columns=names)
 
@@ -230,14 +230,15 @@ def _correlation(sd: float, unpaired_sd: float) -> float:
     return 1 - (sd / unpaired_sd) ** 2 if unpaired_sd > 0 else np.nan
 
 
-def _pool(sd: pd.Series, df: pd.Series) -> float:
+def pooled_sd(sd: pd.Series, df: pd.Series) -> float:
+    """sqrt(sum df sd^2 / sum df); missing where nothing has degrees of freedom."""
     return float(np.sqrt((df * sd**2).sum() / df.sum())) if df.sum() else np.nan
 
 
 def _pooled(rows: pd.DataFrame, df: float, level: float) -> dict[str, Any]:
     """The row for all: every label empty. `df` is what the pooled sd is worth."""
     labels = {name: "" for name in (*CELL, "variant") if name in rows}
-    sd = _pool(rows["sd"], rows["df"])
+    sd = pooled_sd(rows["sd"], rows["df"])
     low, high = sd_interval(sd, df, level)
     whole = {"scope": "all", **labels, "n": int(rows["n"].sum()), "df": df, "sd": sd}
     return whole | {"lo": low, "hi": high, "level": level}
@@ -263,7 +264,7 @@ def _other_sources(pairs: pd.DataFrame, floor: pd.DataFrame, names: list[str]) -
     for row in floor.iloc[:-1].to_dict("records"):
         key = tuple(row[name] for name in names)
         sd, df = (mates[key][name] if key in mates else pd.Series(dtype=float) for name in ("sd", "df"))
-        inside = [("cell's pairs", _pool(sd, df), _shared_df(df.to_numpy()))]
+        inside = [("cell's pairs", pooled_sd(sd, df), _shared_df(df.to_numpy()))]
         found[key] = [*inside, ("cell's baseline", root2 * row["sd"], row["df"]), *last]
     return found
 

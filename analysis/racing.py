@@ -40,7 +40,7 @@ class RacePlan:
     `first` and `most` pairs at the first and the last look, those between at least a quarter apart; `level` the
     family-wise error over all rows and looks; `smallest` the smallest effect of interest, in the metric's units;
     `bounds` how the level is spent over the looks (`nominal_levels`): "obrien_fleming" late, which reaches nearly all
-    verdicts of the full grid, "pocock" evenly, which takes about a sixth fewer trials and leaves more rows undecided;
+    verdicts of the full grid, "pocock" evenly, which takes a tenth to a quarter fewer and leaves more rows undecided;
     a row ends as futile where the predictive power to reach significance at the last look is below `futile` (0:
     never).
 

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis import published
-from analysis.columns import CELL, PAIR
+from analysis.columns import CELL, PAIR, cell_name
 from analysis.effects import compare
 from analysis.errors import AnalysisError
 from analysis.table import finished
@@ -202,7 +202,7 @@ def agreement_lines(found: AgainstPublished) -> list[str]:
 
 def cell_words(labels: Sequence[str]) -> str:
     """The labels of a cell that are not empty."""
-    return ", ".join(str(label) for label in labels if str(label)) or "the only cell"
+    return cell_name(dict(zip(CELL, labels, strict=True))) or "the only cell"
 
 
 @dataclass(frozen=True)

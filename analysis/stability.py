@@ -1,8 +1,7 @@
-"""Stability as a result: divergence, loss spikes, the tail of the gradient norm, sensitivity to the learning rate."""
+"""Stability as a result: divergence, loss spikes, the tail of the gradient norm."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,8 @@ import pandas as pd
 from scipy import stats
 
 from analysis.columns import CELL
-from analysis.effects import LEVEL, paired_difference
-from analysis.errors import AnalysisError
-from analysis.table import trial_rows
+from analysis.effects import LEVEL
+from analysis.table import require, trial_rows
 
 Array = np.ndarray
 ENDED = ("finished", "diverged", "failed", "stopped")
@@ -25,7 +23,6 @@ DEVIATIONS = 6.0  # robust standard deviations that a spike lies above it: see `
 SHARE = 0.01  # of the running median: less is no spike, however even the rows before
 SIGMA = 1.4826  # of the median absolute deviation, to be the standard deviation where values are normal
 WARM_UP = 0.1  # of the steps, where rows do not say the learning rate
-RATES = 3  # the least learning rates of a sweep
 MAXIMA = ("loss_max", "grad_norm_max")  # over the steps of a row
 CURVE = ("trial_id", "split", "step", "tokens", "loss", "grad_norm", "lr", *MAXIMA)
 
@@ -67,7 +64,7 @@ def stability(table: pd.DataFrame, rows: pd.DataFrame | None = None, level: floa
 
     Raises `AnalysisError` without the columns of the table of trials.
     """
-    _require(table, ("trial_id", "variant", "status", *CELL))
+    require(table, ("trial_id", "variant", "status", *CELL))
     by_trial = {} if rows is None else _training(rows[rows["trial_id"].isin(table["trial_id"])])
     found = []
     for (*cell, variant), part in table.groupby([*CELL, "variant"], sort=False, dropna=False, observed=True):
@@ -142,47 +139,6 @@ def gradient_tail(rows: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def lr_sensitivity(table: pd.DataFrame, rows: pd.DataFrame | None = None, level: float = LEVEL) -> pd.DataFrame:
-    """How much a variant loses on average where its learning rate is not the best: one row a cell and variant.
-
-    sensitivity = E_eta[min(l(A(eta)), l_0) - l*] of Wortsman et al. 2023, arXiv:2309.14322, section 2.2: the mean
-    over the rates eta of the sweep, l(A(eta)) the final loss, l_0 the loss at initialisation (which a trial that
-    diverged has too), l* the lowest loss of the sweep; in the loss's units. It is computed for each seed that has
-    ended at all these rates; [lo, hi] is the Student interval over the `n` seeds. l_0 is the validation loss of step
-    0 in `rows` (`training_rows`), the mean over the cell's trials of the variant; without it a trial that diverged
-    leaves its seed out. Failed, stopped and pending trials leave theirs out too.
-
-    A cell is a stage, size, budget and the axes but for the learning rate. The rates are those of all variants of the
-    cell that have a sweep, `low` to `high`, so that all are measured alike; variants with fewer than three of them
-    have a `reason` instead. Differs from the paper: its sweep is one fixed grid, and its mean is over that.
-
-    Raises `AnalysisError` without the columns lr, loss, status and seed.
-    """
-    _require(table, ("trial_id", "variant", "status", "loss", "seed", "lr", *CELL))
-    starts = _first_losses(rows)
-    mine = table.assign(
-        axes=[re.sub(r"(?:^|, )lr=[^,]*", "", str(axes)).removeprefix(", ") for axes in table["axes"]],
-        variant=table["variant"].astype(str),
-        start=table["trial_id"].map(starts).astype(float) if starts else np.nan,
-    )
-    found = []
-    for cell, part in mine.groupby(list(CELL), sort=False, dropna=False, observed=True):
-        rates = {name: set(each["lr"].dropna().round(12)) for name, each in part.groupby("variant", sort=False)}
-        swept = [each for each in rates.values() if len(each) >= RATES]
-        shared = sorted(set.intersection(*swept)) if swept else []
-        for variant, each in part.groupby("variant", sort=False):
-            labels = dict(zip(CELL, map(str, cell), strict=True)) | {"variant": str(variant)}
-            found.append(labels | _sensitivity(each, shared, rates[variant], level))
-    columns = (*CELL, "variant", "rates", "low", "high", "best_lr", "n", "sensitivity", "lo", "hi", "reason")
-    return pd.DataFrame(found, columns=list(columns))
-
-
-def _require(table: pd.DataFrame, columns: Iterable[str]) -> None:
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise AnalysisError(f"the table has no column {missing[0]}; its columns: {', '.join(map(str, table))}")
-
-
 def _wilson(count: int, n: int, level: float) -> tuple[float, float]:
     if not n:
         return np.nan, np.nan
@@ -218,35 +174,3 @@ def _smoothness(curves: list[pd.DataFrame]) -> dict[str, float]:
 def _seen(rows: pd.DataFrame, first: str, otherwise: str) -> str:
     """The first of two columns that has values."""
     return first if first in rows and rows[first].notna().any() else otherwise
-
-
-def _first_losses(rows: pd.DataFrame | None) -> dict[str, float]:
-    """The validation loss of every trial before its first step."""
-    if rows is None:
-        return {}
-    first = rows[(rows["step"] == 0) & (rows["split"] == "valid")].dropna(subset=["loss"])
-    return dict(zip(first["trial_id"], first["loss"].astype(float), strict=True))
-
-
-def _sensitivity(trials: pd.DataFrame, shared: list[float], rates: set[float], level: float) -> dict[str, Any]:
-    if len(shared) < RATES or not set(shared) <= rates:
-        own = f"{len(rates)} learning rates"
-        few = own if len(rates) < RATES else f"{len(shared)} rates in common with the others"
-        return {"rates": len(rates), "n": 0, "reason": f"{few}: a sweep has at least {RATES}"}
-    start = float(trials["start"].mean())
-    ended = trials[trials["lr"].round(12).isin(shared) & trials["status"].isin(["finished", "diverged"])]
-    loss = ended["loss"].astype(float).where(ended["status"] == "finished", start)
-    capped = np.minimum(loss, start) if np.isfinite(start) else loss
-    wide = ended.assign(capped=capped, lr=ended["lr"].round(12)).pivot_table(
-        index="seed", columns="lr", values="capped", dropna=False
-    )
-    wide = wide.reindex(columns=shared).dropna()
-    told: dict[str, Any] = {"rates": len(shared), "low": shared[0], "high": shared[-1]}
-    if not len(wide):
-        unknown = "" if np.isfinite(start) else ", and the loss at initialisation is not known"
-        return told | {"n": 0, "reason": f"no seed has ended at all {len(shared)} learning rates{unknown}"}
-    values = wide.to_numpy(dtype=float)
-    each = (values - values.min(1, keepdims=True)).mean(1)
-    found = paired_difference(each, level)
-    numbers = {"sensitivity": found["diff"], "lo": found["lo"], "hi": found["hi"]}
-    return {**told, **numbers, "n": len(each), "reason": "", "best_lr": float(wide.mean().idxmin())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,10 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 def finished(table: pd.DataFrame) -> pd.DataFrame:
     """The trials with a final loss."""
     return table[(table["status"] == "finished") & np.isfinite(table["loss"].astype(float))]
+
+
+def require(table: pd.DataFrame, columns: Iterable[str]) -> None:
+    """Raises `TableError` for the first column that is not there."""
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise TableError(f"the table has no column {missing[0]}; its columns: {', '.join(map(str, table))}")

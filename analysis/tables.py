@@ -80,6 +80,12 @@ def score_effects(
     return effects
 
 
+def by_comparable_loss(table: pd.DataFrame) -> pd.DataFrame:
+    """The trials with the loss by which they compare as `loss`: in bits per byte where only they do."""
+    by_bytes = (table["metric"] == "bits_per_byte").fillna(False).astype(bool)
+    return table.assign(loss=table["loss"].mask(by_bytes, table["bits_per_byte"]))
+
+
 def smallest_of(smallest: Smallest, metric: str) -> float | None:
     """The smallest effect of interest in a metric, None where none is stated."""
     return smallest.get(metric) if isinstance(smallest, Mapping) else smallest

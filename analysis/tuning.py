@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,8 @@ import pandas as pd
 from scipy import stats
 from scipy.special import comb
 
-from analysis.columns import CELL
+from analysis.columns import CELL, cell_name
+from analysis.sensitivity import sensitivity
 
 Array = np.ndarray
 LEVEL = 0.95
@@ -101,30 +102,42 @@ def beyond(values: Sequence[float] | Array, edge: str) -> float:
 
 def sweep_table(table: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
     """One row a sweep and setting: variant, cell, path, value (chosen by the sweep), lo, hi, best, edge, low and high
-    (tried), tried (values), trials, seeds, diverged, flops, and `sensitivity`: the mean over values tried of the loss
-    above the best (Wortsman et al. 2023, arXiv:2309.14322, over the values of the sweep, diverged ones left out).
+    (tried), tried (values), trials, seeds, diverged, flops.
 
     `table` has the trials of the stage "tune", with a column for each path. Of several settings crossed, each is
     looked at with the others at the best combination's values.
     """
-    rows = []
-    swept = table[table["stage"] == TUNE]
-    for (variant, *cell), part in swept.groupby(["variant", *CELL[1:]], sort=False, dropna=False, observed=True):
-        losses = part["loss"].where(part["status"] == "finished").astype(float)
+    found = []
+    for (variant, *cell), part in _sweeps(table):
         labels = {"variant": str(variant), **dict(zip(CELL[1:], map(str, cell), strict=True))}
         for path in paths:
-            mine = _slice(part.assign(loss=losses), path, paths)
-            found = optimum(mine[path].to_numpy(float), mine["loss"].fillna(np.inf).to_numpy(float))
-            means = mine.groupby(path)["loss"].mean()
-            told = vars(found) if found is not None else dict.fromkeys(("value", "lo", "hi", "best"), np.nan)
-            rows.append(
+            mine = _slice(part, path, paths)
+            best = optimum(mine[path].to_numpy(float), mine["loss"].fillna(np.inf).to_numpy(float))
+            told = vars(best) if best is not None else dict.fromkeys(("value", "lo", "hi", "best"), np.nan)
+            found.append(
                 labels
                 | {"path": path, **told, "low": mine[path].min(), "high": mine[path].max()}
                 | {"tried": mine[path].nunique(), "trials": len(part), "seeds": part["seed"].nunique()}
                 | {"diverged": int((part["status"] == "diverged").sum()), "flops": part["train_flops"].sum()}
-                | {"sensitivity": float((means - means.min()).mean())}
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(found)
+
+
+def sweep_sensitivity(table: pd.DataFrame, paths: Sequence[str], rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """`analysis.sensitivity.sensitivity` of every sweep and setting, others at the best combination's values: its
+    columns, and path."""
+    found = []
+    for path in paths:
+        slices = [_slice(part, path, paths) for _, part in _sweeps(table)]
+        found.append(sensitivity(pd.concat(slices), rows, path).assign(path=path))
+    return pd.concat(found, ignore_index=True)
+
+
+def _sweeps(table: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
+    """The trials of each sweep, with the loss of those that finished alone."""
+    swept = table[table["stage"] == TUNE]
+    swept = swept.assign(loss=swept["loss"].where(swept["status"] == "finished").astype(float))
+    yield from swept.groupby(["variant", *CELL[1:]], sort=False, dropna=False, observed=True)
 
 
 def _slice(part: pd.DataFrame, path: str, paths: Sequence[str]) -> pd.DataFrame:
@@ -190,7 +203,7 @@ def unfair(table: pd.DataFrame, paths: Sequence[str], baseline: str) -> list[str
         return _untuned(table, baseline)
     sweeps, found = sweep_table(table, paths), []
     for row in sweeps[sweeps["edge"].fillna("") != ""].to_dict("records"):
-        cell = ", ".join(str(row[name]) for name in CELL[1:] if row[name])
+        cell = cell_name(row)
         where = f" ({cell})" if cell else ""
         told = f"the best {row['path']}, {row['best']:.3g}, is {ENDS[str(row['edge'])]} that was tried"
         found.append(f"{row['variant']}{where} is under-tuned: {told}")
@@ -213,6 +226,11 @@ def _untuned(table: pd.DataFrame, baseline: str) -> list[str]:
     values = table["lr"].dropna().unique()
     at = f"at learning rate {values[0]:.3g}" if len(values) == 1 else "at a learning rate each"
     return [f"nothing was tuned: every variant was trained {at}, which may suit {baseline} and not others, or none"]
+
+
+def compared_on(table: pd.DataFrame, tune: Mapping[str, object] | None) -> str:
+    """The split that variants are compared on: test where a study was tuned and has that, else validation."""
+    return "test" if tune and table["test_loss"].notna().any() else "validation"
 
 
 def reported(table: pd.DataFrame, tune: Mapping[str, object] | None) -> pd.DataFrame:

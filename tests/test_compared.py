@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from conftest import TINY
 from ablate.errors import UserError
 from ablate.grid import load_grid
 from analysis.compared import compared
+from analysis.promotion import Gates
 from analysis.racing import RacePlan, pairs, standing
 from analysis.report import write_report
 from analysis.report.noise import noise_table
@@ -47,8 +49,10 @@ def of(table: pd.DataFrame, variant: str) -> dict[str, Any]:
 def test_without_rules_of_its_own_a_study_has_the_plain_tables(tmp_path: Path) -> None:
     facts = study(tmp_path, ("s", "m"))
     table = study_table(tmp_path, "made")
-    for mine, plain in zip(compared(table, facts), (comparison_table, overall_table), strict=True):
-        pd.testing.assert_frame_equal(mine, plain(table, "base"))
+    cells, overall = compared(table, facts)
+    pd.testing.assert_frame_equal(cells, comparison_table(table, "base"))
+    pd.testing.assert_frame_equal(overall.drop(columns="over"), overall_table(table, "base"))
+    assert set(overall["over"]) == {"2 cells"}
 
 
 INSIDE, OUTSIDE = "equivalent", "indistinguishable"
@@ -103,7 +107,7 @@ def test_with_promotion_the_race_is_at_the_largest_scale(tmp_path: Path) -> None
     promoted = lambda label: None if (label["variant"], label["size"]) == ("none", "xl") else loss(label)  # noqa: E731
     fabricate.study(tmp_path, promoted, tuple(SHIFTS), ("s", "m", "l", "xl"), seeds=range(8))
     file = tmp_path / "studies" / "made" / "study.json"
-    tree = json.loads(file.read_text()) | {"race": RACE, "promote": {"wanted": "not worse"}}
+    tree = json.loads(file.read_text()) | {"race": RACE, "promote": asdict(Gates())}
     for trial in tree["trials"]:
         trial["train_flops"] = 6.0 * fabricate.PARAMS[trial["size"]] * 100_000
     file.write_text(json.dumps(tree))
@@ -119,6 +123,34 @@ def test_with_promotion_the_race_is_at_the_largest_scale(tmp_path: Path) -> None
         assert (mine["lo"], mine["hi"], mine["p_holm"]) == (decision.lo, decision.hi, decision.p_holm)
     assert of(cells[cells["size"] == "xl"], "none")["verdict"] == "unknown"
     assert [of(overall, name)["verdict"] for name in ("rope", "none")] == ["better", "worse"]
+    assert [of(overall, name)["over"] for name in ("rope", "none")] == ["xl, tokens=100000", "3 cells"]
+    at_xl = of(cells[cells["size"] == "xl"], "rope")
+    assert [of(overall, "rope")[name] for name in ("diff", "lo", "hi")] == [at_xl[k] for k in ("diff", "lo", "hi")]
+    below = overall_table(table[table["size"] != "xl"], "base")
+    assert of(overall, "none")["diff"] == pytest.approx(of(below, "none")["diff"])
+    report = write_report(tmp_path, "made")
+    page = report.html.read_text()
+    assert "not promoted: worse" in page and "worse (3 cells)" in report.summary
+    tree["race"] = None  # promotion alone compares at the same places
+    file.write_text(json.dumps(tree))
+    _, plain = compared(table, read_study(tmp_path, "made"))
+    assert plain.set_index("variant")["over"].to_dict() == overall.set_index("variant")["over"].to_dict()
+    top = overall_table(table[table["size"] == "xl"], "base")
+    assert of(plain, "rope")["diff"] == pytest.approx(of(top, "rope")["diff"])
+
+
+def test_raced_verdicts_count_the_pairs_that_were_used(tmp_path: Path) -> None:
+    """Eight seeds are there: three decide what is clear, and four that no more can."""
+    facts = study(tmp_path, race=RACE)
+    _, overall = compared(study_table(tmp_path, "made"), facts)
+    assert [int(of(overall, name)["n"]) for name in ("rope", "alibi", "none")] == [3, 4, 3]
+
+
+def test_layouts_of_a_race_say_how_it_was_tested(tmp_path: Path) -> None:
+    study(tmp_path / "plain")
+    study(tmp_path / "raced", race=RACE)
+    plain, raced = (write_report(tmp_path / name, "made").html.read_text() for name in ("plain", "raced"))
+    assert "sequential tests at the looks of a race" in raced and "sequential tests" not in plain
 
 
 def test_more_is_better_is_turned_back(tmp_path: Path) -> None:
@@ -129,21 +161,28 @@ def test_more_is_better_is_turned_back(tmp_path: Path) -> None:
         assert row["verdict"] == "worse" and row["lo"] < row["diff"] < row["hi"] < 0
 
 
-def test_a_race_keeps_its_error_in_the_tables(tmp_path: Path) -> None:
+def test_a_race_keeps_its_error_in_the_tables() -> None:
+    """And a level of 40 % is seen to be none of 5 %."""
+    bound = lambda n: 0.05 + 3 * np.sqrt(0.05 * 0.95 / n)  # noqa: E731
+    assert wrong_share(60, RACE) <= bound(60)
+    assert wrong_share(20, RACE | {"level": 0.4}) > bound(20)
+
+
+def wrong_share(n: int, race: dict[str, Any]) -> float:
     """Of studies of 12 variants without any effect, that stop each row where the race would: the share in which any
     verdict is better or worse, in the cells and over them."""
-    rng, n, wrong = np.random.default_rng(5), 100, 0
-    facts = {"baseline": "v0", "race": RACE}
+    rng, wrong = np.random.default_rng(5), 0
+    plan = RacePlan(**{key: value for key, value in race.items() if key != "spend"})
     for _ in range(n):
         table = noise_only(rng)
-        seen = standing(pairs(table, "v0"), RacePlan(first=3, most=8)).seen
+        seen = standing(pairs(table, "v0"), plan).seen
         kept = [
             row["variant"] == "v0" or row["seed"] < seen[("", "s", "", "", row["variant"])]
             for row in table[["variant", "seed"]].to_dict("records")
         ]
-        found = compared(table[kept], facts)
+        found = compared(table[kept], {"baseline": "v0", "race": race})
         wrong += any(each["verdict"].isin(["better", "worse"]).any() for each in found)
-    assert wrong / n <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / n)
+    return wrong / n
 
 
 def noise_only(rng: np.random.Generator, variants: int = 13, seeds: int = 8) -> pd.DataFrame:

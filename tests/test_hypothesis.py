@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import fabricate
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY
@@ -103,6 +104,20 @@ def test_noise_that_hides_it(tmp_path: Path) -> None:
     register(folder)
     found = expected_section(folder, table, overall)
     assert found is not None and found.outcome.startswith("neither shown nor excluded: ")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"), [("better", "as expected: better"), ("worse", "not as expected: worse")]
+)
+def test_the_outcome_of_a_race_in_several_cells(tmp_path: Path, verdict: str, said: str) -> None:
+    """It has a verdict and no interval."""
+    folder, table, overall = study(tmp_path, -0.10)
+    register(folder)
+    raced = overall.assign(lo=np.nan, hi=np.nan, verdict=verdict)
+    found = expected_section(folder, table, raced)
+    assert found is not None and found.outcome.startswith(said)
+    found = expected_section(folder, table, raced.assign(verdict="unknown"))
+    assert found is not None and found.outcome.startswith("not known")
 
 
 def test_deviations_are_listed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from runs import new_results, run_here, run_study, with_database
 
+from ablate import promoting
 from ablate.errors import UserError
 from ablate.grid import load_grid
 from ablate.plan import make_plan
@@ -22,6 +24,8 @@ from ablate.run.ledger import Ledger
 from ablate.run.promote_planner import PromotePlanner
 from ablate.run.status import study_status
 from ablate.run.study import write_study
+from analysis import promotion
+from analysis.promotion import Gates
 
 GRID = """\
 study: climbed
@@ -362,6 +366,7 @@ def test_a_study_from_end_to_end(tmp_path: Path, token_cache: Path) -> None:
     code, said = run_here("run", tmp_path / "grid.yaml", "--results", ledger.root, "--workers", 0)
     told = "1 of 2 variants promoted to d_model=24: rope; not promoted: slow (worse)"
     assert code == 0 and f"{told}: 2 trials not run" in said and "22 finished" in said, said
+    assert "24 to train at most" in said
     study = ledger.study("real")
     ended = {(each["variant"], each["size"]) for each in study["trials"] if ledger.trial(each["id"]).record()}
     assert ("rope", "d_model=24") in ended and ("slow", "d_model=16") in ended and ("slow", "d_model=24") not in ended
@@ -393,3 +398,8 @@ def _parents(ledger: Ledger) -> dict[str, str]:
         runs = client.search_runs([client.get_experiment_by_name("real").experiment_id], max_results=1000)
     found = {run.data.tags["ablate.key"]: run.info.status for run in runs}
     return json.loads(json.dumps({key: each for key, each in found.items() if not key.startswith("trial:")}))
+
+
+def test_a_grid_s_defaults_are_those_of_the_gates_themselves() -> None:
+    assert asdict(Promote()) == asdict(Gates())
+    assert promoting.WANTED == promotion.WANTED

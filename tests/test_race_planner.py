@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ablate.run.ledger import Ledger
 from ablate.run.race_planner import RacePlanner
 from ablate.run.study import write_study
 from ablate.yamlfile import read_yaml
-from analysis.racing import pairs, standing
+from analysis.racing import RacePlan, pairs, standing
 from analysis.table import study_table
 
 GRID = """\
@@ -177,3 +178,8 @@ def test_mistakes(tmp_path: Path, lines: str, said: str) -> None:
     with pytest.raises(UserError, match=r"grid.yaml:\d+: ") as caught:
         parsed(tmp_path, lines)
     assert said in str(caught.value)
+
+
+def test_a_grid_s_defaults_are_those_of_the_race_itself() -> None:
+    ours, theirs = asdict(Race(3, 8)), asdict(RacePlan(3, 8))
+    assert {name: ours[name] for name in theirs} == theirs

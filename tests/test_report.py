@@ -415,6 +415,16 @@ def test_trials_that_were_not_run_alike_are_said(tmp_path: Path) -> None:
         assert "hardware (a card; a processor), torch (2.8; 2.9)." in text
 
 
+@pytest.mark.parametrize("what", ["python", "platform"])
+def test_other_versions_and_systems_are_said_too(tmp_path: Path, what: str) -> None:
+    for number, label in enumerate(fabricate.study(tmp_path, lambda t: 2.0 + t["seed"] / 100)):
+        file = tmp_path / "trials" / label["id"] / "record.json"
+        record = json.loads(file.read_text())
+        record["environment"] |= {what: "one" if number else "another"}
+        file.write_text(json.dumps(record))
+    assert f"not all run alike:** {what} (another; one)." in write_report(tmp_path, "made").markdown.read_text()
+
+
 def test_tokenizers_are_compared_in_bits_per_byte(tmp_path: Path) -> None:
     """Longer tokens have the larger loss per token and fewer bits per byte: better, if they give the text back."""
     shift = {"base": 0.0, "pieces": 2.0, "words": 2.5}

@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 from analysis.errors import AnalysisError
-from analysis.stability import gradient_tail, lr_sensitivity, spikes, stability, training_rows
+from analysis.sensitivity import sensitivity
+from analysis.stability import gradient_tail, spikes, stability, training_rows
 from analysis.table import study_table, validated
 
 FLAT = [2.0, 2.01, 1.99, 2.0, 2.02, 1.98, 2.0, 2.01]
@@ -187,9 +188,9 @@ STEADY = {1e-4: [2.2, 2.3], 1e-3: [2.0, 2.0], 1e-2: [2.1, 2.3]}
 
 def test_sensitivity_by_hand() -> None:
     """Seed 0: (0.2 + 0 + 0.1) / 3 = 0.1; seed 1: (0.3 + 0 + 0.3) / 3 = 0.2; the mean is 0.15."""
-    found = lr_sensitivity(sweep({"base": STEADY})).iloc[0]
+    found = sensitivity(sweep({"base": STEADY})).iloc[0]
     interval = stats.ttest_1samp([0.1, 0.2], 0).confidence_interval(0.95)
-    assert (found["n"], found["rates"], found["low"], found["high"], found["best_lr"]) == (2, 3, 1e-4, 1e-2, 1e-3)
+    assert (found["n"], found["tried"], found["low"], found["high"], found["best"]) == (2, 3, 1e-4, 1e-2, 1e-3)
     assert [found[name] for name in ("sensitivity", "lo", "hi")] == pytest.approx([0.15, *interval])
     assert found["axes"] == "dropout=0.1" and found["reason"] == ""
 
@@ -197,28 +198,28 @@ def test_sensitivity_by_hand() -> None:
 def test_a_trial_that_diverged_has_the_loss_at_initialisation() -> None:
     """2 diverged, and 7.0 is above the start of 5.0: both count as 5. (0.2 + 0 + 3) / 3 and (0.3 + 0 + 3) / 3."""
     table = sweep({"wild": STEADY | {1e-2: ["diverged", 7.0]}})
-    found = lr_sensitivity(table, starts(table, 5.0)).iloc[0]
+    found = sensitivity(table, starts(table, 5.0)).iloc[0]
     assert found["sensitivity"] == pytest.approx((3.2 / 3 + 3.3 / 3) / 2)
-    unknown = lr_sensitivity(table).iloc[0]
+    unknown = sensitivity(table).iloc[0]
     assert unknown["n"] == 1 and unknown["sensitivity"] == pytest.approx((0.3 + 5.0) / 3)  # seed 1, not capped
-    lost = lr_sensitivity(sweep({"wild": STEADY | {1e-2: ["diverged", "failed"]}})).iloc[0]
-    assert lost["n"] == 0 and lost["reason"].endswith("3 learning rates, and the loss at initialisation is not known")
+    lost = sensitivity(sweep({"wild": STEADY | {1e-2: ["diverged", "failed"]}})).iloc[0]
+    assert lost["n"] == 0 and lost["reason"].endswith("3 values, and the loss at initialisation is not known")
 
 
 def test_a_failed_trial_leaves_its_seed_out() -> None:
     table = sweep({"base": STEADY | {1e-2: [2.1, "failed"]}})
-    found = lr_sensitivity(table, starts(table, 5.0)).iloc[0]
+    found = sensitivity(table, starts(table, 5.0)).iloc[0]
     assert (found["n"], found["sensitivity"]) == (1, pytest.approx(0.1)) and np.isnan(found["lo"])
 
 
 def test_variants_are_measured_on_the_rates_that_all_have() -> None:
     """An extended sweep counts where the other was; a variant of one rate has no sensitivity and changes nothing."""
     table = sweep({"base": STEADY, "wide": {1e-5: [9.0, 9.0]} | STEADY, "one": {1e-3: [2.0, 2.0]}})
-    found = lr_sensitivity(table).set_index("variant")
+    found = sensitivity(table).set_index("variant")
     assert found.loc["wide", "sensitivity"] == found.loc["base", "sensitivity"] == pytest.approx(0.15)
-    assert found.loc["one", "reason"] == "1 learning rates: a sweep has at least 3"
+    assert found.loc["one", "reason"] == "1 values: a sweep has at least 3"
     apart = sweep({"base": STEADY, "other": {2e-4: [2.0], 1e-3: [2.0], 2e-2: [2.0]}})
-    assert set(lr_sensitivity(apart)["reason"]) == {"1 rates in common with the others: a sweep has at least 3"}
+    assert set(sensitivity(apart)["reason"]) == {"1 values in common with the others: a sweep has at least 3"}
 
 
 def test_tables_that_do_not_do() -> None:
@@ -226,4 +227,4 @@ def test_tables_that_do_not_do() -> None:
     with pytest.raises(AnalysisError, match="no column status; its columns: trial_id, variant"):
         stability(table.drop(columns="status"))
     with pytest.raises(AnalysisError, match="no column lr"):
-        lr_sensitivity(table.drop(columns="lr"))
+        sensitivity(table.drop(columns="lr"))

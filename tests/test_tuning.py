@@ -21,7 +21,7 @@ from ablate.run.study import write_study
 from ablate.run.tune_planner import TunePlanner
 from analysis.report import write_report
 from analysis.table import study_table
-from analysis.tuning import certificate, expected_best, optimum, reported, sweep_table, unfair
+from analysis.tuning import certificate, expected_best, optimum, reported, sweep_sensitivity, sweep_table, unfair
 
 GRID = """\
 study: tuned
@@ -250,13 +250,43 @@ def test_a_tuned_study_is_compared_on_test_data_and_fresh_seeds(planned: Planned
     sweeps = sweep_table(table, ["train.lr"])
     assert len(sweeps) == 2 and (sweeps["edge"] == "").all()
     swept = table[(table["stage"] == "tune") & (table["variant"] == "gpt")]
-    assert sweeps["sensitivity"][0] == pytest.approx((swept["loss"] - swept["loss"].min()).mean())
+    felt = sweep_sensitivity(table, ["train.lr"])
+    assert felt["sensitivity"][0] == pytest.approx((swept["loss"] - swept["loss"].min()).mean())
+    assert compared["test_score"].isna().all()  # said once: it is what is compared
     report = write_report(ledger.root, "tuned")
     assert json.loads((ledger.root / "studies/tuned/study.json").read_text())["tune"] == ["train.lr"]
     folder = report.html.parent
     assert {"sweeps.csv", "certificate.csv", "sweep_train.lr_0.svg", "tuning_0.svg"} <= {
         file.name for file in folder.iterdir()
     }
+    assert "on the test split" in report.html.read_text() and "on the test split" in report.markdown.read_text()
+
+
+def test_the_gap_of_a_tuned_study_is_that_of_validation_data(planned: Planned) -> None:
+    """Although what is compared is the loss on test data."""
+    plan, ledger = planned(THREE)
+    planner = TunePlanner(plan, ledger)
+    ran(ledger, planner, {"gpt": 2e-3, "rope": 2e-3})
+    write_study(ledger, planner.plan)
+    for trial in planner.plan.trials:
+        record = ledger.trial(trial.id).record()
+        assert record is not None
+        ends = {"valid": record["metrics"]["loss"], "train": 1.0}
+        ledger.trial(trial.id).commit(record | {"diagnostics": {"train_curve": {"final": ends}}})
+    gaps = pd.read_csv(write_report(ledger.root, "tuned").html.parent / "capacity.csv")
+    table = study_table(ledger.root, "tuned")
+    mine = table[(table["stage"] != "tune") & (table["variant"] == "gpt")]
+    assert gaps["loss"][0] == pytest.approx(mine["loss"].mean()) != pytest.approx(mine["test_loss"].mean())
+
+
+def test_the_sensitivity_of_one_setting_is_at_the_best_of_the_others() -> None:
+    """Of 3 x 3 settings, X + 10 Y + X Y with X = (x - 1)^2: the other is at 1, (1 + 0 + 1) / 3 and ten times that."""
+    squares = [(x, y, (x - 1) ** 2, (y - 1) ** 2) for x in (0.0, 1.0, 2.0) for y in (0.0, 1.0, 2.0)]
+    grid = [{"x": x, "y": y, "loss": X + 10 * Y + X * Y} for x, y, X, Y in squares]
+    blank = {"variant": "a", "stage": "tune", "size": "s", "axes": "", "budget": "b", "status": "finished", "seed": 0}
+    table = pd.DataFrame(grid).assign(**blank, trial_id=[f"t{k}" for k in range(9)])
+    felt = sweep_sensitivity(table, ["x", "y"]).set_index("path")
+    assert felt["sensitivity"].to_dict() == pytest.approx({"x": 2 / 3, "y": 20 / 3})
 
 
 def trials(**rates_of: list[float]) -> pd.DataFrame:

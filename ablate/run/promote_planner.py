@@ -16,6 +16,7 @@ from ablate.run.race_planner import RacePlanner
 from analysis.errors import AnalysisError
 from analysis.promotion import Gates, promote
 from analysis.table import study_table
+from analysis.tables import by_comparable_loss
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,4 @@ class PromotePlanner:
 
     def _table(self) -> pd.DataFrame:
         """The trials, with the loss by which they compare as `loss`."""
-        table = study_table(self.ledger.root, self.plan.grid.name)
-        by_bytes = (table["metric"] == "bits_per_byte").fillna(False).astype(bool)
-        return table.assign(loss=table["loss"].mask(by_bytes, table["bits_per_byte"]))
+        return by_comparable_loss(study_table(self.ledger.root, self.plan.grid.name))

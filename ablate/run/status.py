@@ -6,8 +6,8 @@ from typing import Any
 
 from ablate.errors import plural
 from ablate.run.ledger import ENDED, Ledger
+from analysis.columns import cell_name
 
-CELL = ("stage", "size", "axes", "budget")
 LEFT_OUT = "not needed"  # by the planner, which has ended without it
 STATES = (*ENDED, "running", "pending", LEFT_OUT)
 
@@ -43,6 +43,6 @@ def print_status(tree: dict[str, Any]) -> None:
         print(tree["enough"])
     for trial in tree["trials"]:
         tuned = [f"{path}={value:g}" for path, value in trial.get("tuned", {}).items()]
-        cell = ", ".join(each for each in (*(trial[key] for key in CELL), *tuned) if each)
+        cell = ", ".join(filter(None, (cell_name(trial), *tuned)))
         result = f"loss {trial['loss']:.4f}" if trial["loss"] is not None else trial["error"] or ""
         print(f"  {trial['id']}  {trial['status']:<10}  {trial['variant']} ({cell}) seed {trial['seed']}  {result}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from analysis.columns import CELL
+from analysis.columns import CELL, cell_name
 from analysis.layouts.layout import COUNT, Column, Layout, LayoutError, words
 from analysis.layouts.rows import GROUP, HOLM, checked, grouped, results, told, unfinished
 from analysis.transfer import FIRST
@@ -105,9 +105,7 @@ def by_cell(compared: pd.DataFrame) -> pd.DataFrame:
     """The rows of `analysis.tables.comparison_table` as `analysis.transfer.downstream` has them: each cell (stage,
     size, axes, budget) is a column of its own, for studies whose tasks do not begin from a common model."""
     compared = checked(compared, (*CELL, "variant", "metric", "score", "score_sd", "verdict"), "by_cell")
-    labels = [
-        ", ".join(row[name] for name in CELL if row[name]) or row["metric"] for row in compared.to_dict("records")
-    ]
+    labels = [cell_name(row) or row["metric"] for row in compared.to_dict("records")]
     return compared.assign(column=labels, mean=compared["score"], sd=compared["score_sd"])
 
 

@@ -22,7 +22,7 @@ from analysis.report.bundles import DOCUMENT, FOLDER, table_bundles
 from analysis.report.capacity import Capacity, capacity_section
 from analysis.report.configurations import configurations
 from analysis.report.files import close_report
-from analysis.report.findings import findings
+from analysis.report.findings import MOST_READ, findings
 from analysis.report.hypothesis import expected_section
 from analysis.report.scaling import Scaling, scaling_section
 from analysis.report.tuning import Tuning, tuning_section
@@ -38,10 +38,11 @@ from analysis.report.words import (
     transfer_rows,
     verdict_rows,
 )
+from analysis.stability import training_rows
 from analysis.table import finished, read_study, study_curves, study_table
 from analysis.tables import metric_of, mixed_environments
 from analysis.transfer import downstream, pretrained, wide
-from analysis.tuning import reported
+from analysis.tuning import TUNE, compared_on, reported
 from analysis.variants import fit_variants
 
 QUIET = frozenset({"indistinguishable", "equivalent", "unknown", "inside our noise", "inside their noise"})  # in grey
@@ -65,10 +66,10 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
     """
     folder = Path(results) / "studies" / study / "report" if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
-    facts = read_study(results, study)
-    every = study_table(results, study)
+    facts, every = read_study(results, study), study_table(results, study)
+    facts |= {"compared_on": compared_on(every, facts.get("tune"))}
     table = reported(every, facts.get("tune"))
-    tuning = tuning_section(every, facts.get("tune") or [], facts["baseline"])
+    tuning = _tuning(Path(results), facts, every)
     cells, overall = compared(table, facts)
     first = finished(table[table["stage"] == table["stage"].iloc[0]])
     curves, by_compute = study_curves(results, study), compute_curves(results, every)
@@ -79,7 +80,8 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
     )
     fits = fit_variants(scaling.kept, y=loss_of(first)) if len(first) else pd.DataFrame(columns=["variant"])
     figures = _figures(table, first, cells, fits, curves, facts)
-    capacity = capacity_section(table, curves, study_diagnostics(results, study), _largest_cell(finished(table)))
+    validated = every[every["trial_id"].isin(table["trial_id"])]
+    capacity = capacity_section(validated, curves, study_diagnostics(results, study), _largest_cell(finished(table)))
     figures |= {
         name: _figure(*drawn) for name, drawn in (scaling.figures | capacity.figures | tuning.figures).items()
     }
@@ -105,6 +107,12 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
         + scaling.prediction_lines
     )
     return Report(folder / "report.html", folder / "report.md", "\n".join(lines))
+
+
+def _tuning(results: Path, facts: dict[str, Any], every: pd.DataFrame) -> Tuning:
+    swept = every.loc[every["stage"] == TUNE, "trial_id"]
+    rows = training_rows(results, swept) if len(swept) <= MOST_READ else None
+    return tuning_section(every, facts.get("tune") or [], facts["baseline"], rows)
 
 
 def _places(facts: dict[str, Any], anchors: dict[str, str]) -> dict[str, str]:
@@ -182,10 +190,11 @@ def _content(
         "baseline": facts["baseline"],
         "match": facts["match"],
         "tolerance": f"{facts['tolerance']:.1%}",
-        "rules": rule_lines(facts, overall),
+        "rules": rule_lines(facts),
         "data": facts["data"],
         "data_words": data_words(facts["data"]),
         "baselines": baseline_lines(facts),
+        "compared_on": facts["compared_on"],
         "counts": ", ".join(f"{n} {name}" for name, n in sorted(status.items())),
         "n_trials": len(every),
         "seeds": sorted(table["seed"].unique().tolist()),
@@ -245,7 +254,7 @@ def _figures(
         unigram = unigrams[0] if len(unigrams) == 1 and measure == "loss" else None
         whose = f" of {stage}" if (stage := first["stage"].iloc[0]) else ""
         found["loss_against_compute"] = _figure(
-            f"Final validation loss{whose} against training compute, a point a trial; lines are fitted laws.",
+            f"Final {facts['compared_on']} loss{whose} against training compute; a point a trial, lines are laws.",
             lambda ax: plots.loss_against_compute(first, fits, ax, measure, unigram),
             4.2,
         )

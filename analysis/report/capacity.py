@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis import plots_capacity
 from analysis.capacity import capacity_table, curve_points
-from analysis.columns import CELL
+from analysis.columns import CELL, cell_name
 from analysis.diagnostics import gradient_distances, pruning_curves, pruning_table
 from analysis.report.words import interval
 
@@ -29,7 +29,7 @@ class Capacity:
     def rows(self) -> list[dict[str, str]]:
         return [
             {
-                "cell": _cell(row),
+                "cell": cell_name(row),
                 "variant": row["variant"],
                 "n": str(row["n"]),
                 "train": _number(row["train_loss"]),
@@ -48,7 +48,7 @@ class Capacity:
     def head_rows(self) -> list[dict[str, str]]:
         return [
             {
-                "cell": _cell(row),
+                "cell": cell_name(row),
                 "variant": row["variant"],
                 "n": str(row["n"]),
                 "heads": f"{row['heads']:.0f}",
@@ -72,11 +72,12 @@ def capacity_section(
         found.table = rows
         points = _in_cell(curve_points(table, curves), cell)
         shown = [name for name in order if name in set(points["variant"])]
-        found.figures["train_and_valid"] = (
-            f"Training and validation loss of the same trials{at}: mean over seeds, band from lowest to highest.",
-            lambda ax: plots_capacity.train_and_valid(points, shown, ax),
-            0.6 + 2.0 * plots_capacity.rows_of_panels(len(shown)),
-        )
+        if shown:  # curves may be gone
+            found.figures["train_and_valid"] = (
+                f"Training and validation loss of the same trials{at}: mean over seeds, band from lowest to highest.",
+                lambda ax: plots_capacity.train_and_valid(points, shown, ax),
+                0.6 + 2.0 * plots_capacity.rows_of_panels(len(shown)),
+            )
     pruned, norms = (_in_cell(each(diagnostics), cell) for each in (pruning_curves, gradient_distances))
     if len(pruned):
         found.figures["pruning"] = (
@@ -97,10 +98,6 @@ def capacity_section(
 
 def _in_cell(rows: pd.DataFrame, cell: dict[str, str] | None) -> pd.DataFrame:
     return rows.iloc[:0] if cell is None else rows[(rows[list(CELL)] == pd.Series(cell)).all(axis=1)]
-
-
-def _cell(row: dict[str, Any]) -> str:
-    return ", ".join(str(row[name]) for name in CELL if row[name])
 
 
 def _number(value: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.columns import CELL, LABELS
+from analysis.columns import LABELS, cell_name
 
 
 def configurations(results: Path, baseline: str, table: pd.DataFrame) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def configurations(results: Path, baseline: str, table: pd.DataFrame) -> dict[st
                 "number": numbers[key],
                 "anchor": anchors[variant] if new else "",
                 "variant": variant,
-                "cell": ", ".join(name for name in (key[0], *key[2:]) if name),
+                "cell": cell_name(dict(zip(LABELS, key, strict=True))),
                 "against": numbers[other] if other in parts and other != key else None,
                 "changes": _changes(specs.get(other), specs[key]),
                 "trial_ids": part["trial_id"].tolist(),
@@ -38,7 +38,7 @@ def configurations(results: Path, baseline: str, table: pd.DataFrame) -> dict[st
         {
             "id": row.trial_id,
             "variant": row.variant,
-            "cell": ", ".join(str(getattr(row, name)) for name in CELL if getattr(row, name)),
+            "cell": cell_name(row._asdict()),
             "seed": row.seed,
             "status": row.status,
             "loss": "" if pd.isna(row.loss) else f"{row.loss:.4f}",

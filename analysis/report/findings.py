@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.columns import CELL
+from analysis.columns import CELL, cell_name
 from analysis.errors import AnalysisError
 from analysis.ranking import against_published, agreement_lines, proxies, proxy_lines
 from analysis.report.noise import noise_cells, noise_table
+from analysis.report.promotion import promotion_cells, promotion_table
 from analysis.report.words import interval
+from analysis.sensitivity import VALUES, sensitivity
 from analysis.speedup import Options, speedups
 from analysis.stability import stability, training_rows
 from analysis.stacking import factorial, stacking
@@ -42,12 +44,14 @@ def findings(results: Path, facts: dict[str, Any], table: pd.DataFrame, curves: 
     """Of the trials that are compared, and the study's curves with their compute."""
     baseline = facts["baseline"]
     tried: dict[str, Callable[[], Finding | None]] = {
+        "Promotion": lambda: _promotion(facts, table),
         "Noise": lambda: _noise(table, baseline),
         "Do gains stack?": lambda: _stacking(facts.get("design"), table),
         "Speed-up": lambda: _speedup(table, baseline, curves),
         "Beside the published table": lambda: _published(facts.get("published"), table, baseline),
         "Which small scale can be trusted?": lambda: _proxies(table, baseline),
         "Stability": lambda: _stability(results, table),
+        "Sensitivity to the learning rate": lambda: _sensitivity(results, facts, table),
     }
     found = []
     for title, make in tried.items():
@@ -58,6 +62,23 @@ def findings(results: Path, facts: dict[str, Any], table: pd.DataFrame, curves: 
         if made is not None:
             found.append(made)
     return found
+
+
+def _promotion(facts: dict[str, Any], table: pd.DataFrame) -> Finding | None:
+    if not facts.get("promote"):
+        return None
+    rows = promotion_table(table, facts)
+    headings = (("axes", "l"), ("variant", "l"), ("over the smaller scales, 95 %", ""),
+                ("predicted at the largest, 95 %", ""), ("probability ahead", ""), ("promoted", "l"))  # fmt: skip
+    gates = facts["promote"]
+    note = (
+        "Differences of the logarithm of the loss from the baseline's, near to shares of the loss: the mean over the "
+        "smaller scales, and a line in log FLOPs at the largest. Promoted: "
+        f"{gates['wanted']} over the smaller scales after Holm's correction, and ahead by more than "
+        f"{gates['smallest']:g} of the loss with probability {gates['sure']:g} at least. A gate "
+        "counts every pair of a scale and a seed; verdicts over all cells count seeds, and may be less sure."
+    )
+    return Finding("promotion", "Promotion", rows, (), headings, promotion_cells(rows), note)
 
 
 def _noise(table: pd.DataFrame, baseline: str) -> Finding:
@@ -82,7 +103,7 @@ def _stacking(on: dict[str, dict[str, bool]] | None, table: pd.DataFrame) -> Fin
     headings = (("cell", "l"), ("effect", "l"), ("kind", "l"), ("n", ""), ("estimate, 95 %", ""), ("verdict", "l"))
     cells = [
         [
-            _cell(row),
+            cell_name(row),
             row["effect"],
             row["kind"].replace("_", " "),
             str(row["n"]),
@@ -131,9 +152,15 @@ def _published(name: str | None, table: pd.DataFrame, baseline: str) -> Finding 
         return None
     headings = (("cell", "l"), ("variant", "l"), ("group", "l"), ("ours, 95 %", ""), ("theirs", ""), ("sign", "l"),
                 ("ranks", ""))  # fmt: skip
-    kept, lines, cells = [], [], []
-    for labels, part in table.groupby(list(CELL), sort=False, dropna=False, observed=True):
-        found, cell = against_published(part, name, baseline), ", ".join(str(each) for each in labels if each)
+    kept, lines, cells = [pd.DataFrame()], [], []
+    first = table[table["stage"] == table["stage"].iloc[0]]
+    for labels, part in first.groupby(list(CELL), sort=False, dropna=False, observed=True):
+        cell = cell_name(dict(zip(CELL, labels, strict=True)))
+        try:
+            found = against_published(part, name, baseline)
+        except AnalysisError as error:
+            lines.append(f"{cell}: not compared: {error}")
+            continue
         kept.append(found.rows.assign(cell=cell))
         lines += [f"{cell}: {line}" for line in agreement_lines(found)]
         cells += [
@@ -169,7 +196,7 @@ def _stability(results: Path, table: pd.DataFrame) -> Finding | None:
                 ("largest", ""), ("gradient tail", ""))  # fmt: skip
     cells = [
         [
-            _cell(row),
+            cell_name(row),
             row["variant"],
             str(row["ended"]),
             str(row["diverged"]),
@@ -188,8 +215,39 @@ def _stability(results: Path, table: pd.DataFrame) -> Finding | None:
     return Finding("stability", "Stability", found, (), headings, cells, note)
 
 
-def _cell(row: dict[str, Any]) -> str:
-    return ", ".join(str(row[name]) for name in CELL if row.get(name))
+def _sensitivity(results: Path, facts: dict[str, Any], table: pd.DataFrame) -> Finding | None:
+    """Of studies that cross learning rates; the certificate has that of sweeps."""
+    if facts.get("tune") or table["lr"].nunique() < VALUES:
+        return None
+    rows = training_rows(results, table["trial_id"]) if len(table) <= MOST_READ else None
+    found = sensitivity(table, rows)
+    known = found[found["sensitivity"].notna()]
+    if not len(known):
+        return None
+    headings = (
+        ("cell", "l"),
+        ("variant", "l"),
+        ("rates", "l"),
+        ("best", ""),
+        ("seeds", ""),
+        ("sensitivity, 95 %", ""),
+    )
+    cells = [
+        [
+            cell_name(row),
+            row["variant"],
+            f"{row['tried']} from {row['low']:.3g} to {row['high']:.3g}",
+            f"{row['best']:.3g}",
+            str(row["n"]),
+            interval(row["sensitivity"], row["lo"], row["hi"]),
+        ]
+        for row in known.to_dict("records")
+    ]
+    note = (
+        "The mean loss above the best rate's over the rates that all variants were trained with, a loss above that "
+        "before training counting as that (Wortsman et al. 2023). Interval over seeds."
+    )
+    return Finding("sensitivity", "Sensitivity to the learning rate", found, (), headings, cells, note)
 
 
 def _number(value: float) -> str:

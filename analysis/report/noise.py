@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.columns import CELL
-from analysis.power import minimum_detectable_effect, noise_floor, paired_noise
-
-POWER = 0.8
+from analysis.columns import CELL, cell_name
+from analysis.power import minimum_detectable_effect, noise_floor, paired_noise, pooled_sd
 
 
 def noise_table(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -26,10 +24,9 @@ def noise_table(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
         pairs = paired_noise(part, baseline, "score")
         for row in floor[floor["scope"] == "cell"].to_dict("records"):
             mine = pairs[(pairs[list(CELL)] == [row[name] for name in CELL]).all(axis=1) & (pairs["scope"] == "cell")]
-            df = mine["df"].sum()
-            sd = float(np.sqrt((mine["df"] * mine["sd"] ** 2).sum() / df)) if df else np.nan
+            sd = pooled_sd(mine["sd"], mine["df"])
             n = int(mine["n"].min()) if len(mine) else 0
-            seen = minimum_detectable_effect(sd, n, tests, power=POWER) if df else np.nan
+            seen = minimum_detectable_effect(sd, n, tests) if np.isfinite(sd) else np.nan
             labels = {name: str(row[name]) for name in CELL} | {"stage": str(stage)}
             rows.append(
                 labels
@@ -45,8 +42,7 @@ def noise_cells(rows: pd.DataFrame, baseline: str) -> list[list[str]]:
     for row in rows.to_dict("records"):
         sd = f"{_short(row['sd'])} [{_short(row['lo'])}, {_short(row['hi'])}]" if np.isfinite(row["sd"]) else ""
         numbers = [str(row["pairs"]), _short(row["paired_sd"]), _short(row["detectable"])]
-        cell = ", ".join(row[name] for name in CELL if row[name])
-        found.append([cell, baseline, str(row["n"]), sd, *numbers])
+        found.append([cell_name(row), baseline, str(row["n"]), sd, *numbers])
     return found
 
 

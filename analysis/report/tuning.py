@@ -11,8 +11,10 @@ import pandas as pd
 
 from analysis import plots_tuning
 from analysis.columns import CELL as CELL_OF_STAGE
+from analysis.columns import cell_name
 from analysis.report.capacity import Draw
-from analysis.tuning import certificate, sweep_table, unfair
+from analysis.report.words import interval
+from analysis.tuning import certificate, sweep_sensitivity, sweep_table, unfair
 
 CELL = list(CELL_OF_STAGE[1:])  # the sweep of a row
 SHOWN = 4  # sweeps with a figure of their own: the cells with the most compute
@@ -33,12 +35,12 @@ class Tuning:
         return [
             {
                 "variant": row["variant"],
-                "cell": ", ".join(str(row[name]) for name in CELL if row[name]),
+                "cell": cell_name(row | {"stage": ""}),
                 "path": row["path"],
                 "value": f"{row['value']:.3g}{_ends(row['lo'], row['hi'])}" if np.isfinite(row["value"]) else "none",
                 "range": f"{row['low']:.3g} to {row['high']:.3g}, {row['tried']} values",
                 "edge": {"low": "at the lower end", "high": "at the upper end", "": "inside"}.get(row["edge"], "-"),
-                "sensitivity": "" if pd.isna(row["sensitivity"]) else f"{row['sensitivity']:.4f}",
+                "sensitivity": interval(row["sensitivity"], row["sensitivity_lo"], row["sensitivity_hi"]),
                 "diverged": str(row["diverged"]),
             }
             for row in self.sweeps.to_dict("records")
@@ -60,12 +62,15 @@ class Tuning:
         ]
 
 
-def tuning_section(table: pd.DataFrame, paths: Sequence[str], baseline: str) -> Tuning:
-    """Of all trials of a study, those of its sweeps included; without sweeps only what speaks against that."""
+def tuning_section(
+    table: pd.DataFrame, paths: Sequence[str], baseline: str, rows: pd.DataFrame | None = None
+) -> Tuning:
+    """Of all trials of a study, those of its sweeps included; without sweeps only what speaks against that. `rows`
+    are `analysis.stability.training_rows`, for the loss before the first step."""
     flags = unfair(table, paths, baseline)
     if not paths:
         return Tuning(flags=flags)
-    found = Tuning(paths, sweep_table(table, paths), certificate(table, paths), flags)
+    found = Tuning(paths, _felt(table, paths, rows), certificate(table, paths), flags)
     swept = table[(table["stage"] == "tune")]
     largest = swept.groupby(CELL, sort=False)["train_flops"].max().sort_values(ascending=False)
     for number, cell in enumerate(largest.index[:SHOWN]):
@@ -77,6 +82,14 @@ def tuning_section(table: pd.DataFrame, paths: Sequence[str], baseline: str) -> 
         told = f"What a tuning budget buys ({where}): the expected best of so many trials, and 80 % of its spread."
         found.figures[f"tuning_{number}"] = told, partial(plots_tuning.tuning_curves, mine), 3.2
     return found
+
+
+def _felt(table: pd.DataFrame, paths: Sequence[str], rows: pd.DataFrame | None) -> pd.DataFrame:
+    """The sweeps, with their sensitivities."""
+    names = {"sensitivity": "sensitivity", "lo": "sensitivity_lo", "hi": "sensitivity_hi"}
+    keys = ["variant", *CELL, "path"]
+    felt = sweep_sensitivity(table, paths, rows)[[*keys, *names]].rename(columns=names)
+    return sweep_table(table, paths).merge(felt, how="left", on=keys)
 
 
 def _ends(lo: float, hi: float) -> str:

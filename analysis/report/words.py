@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.columns import CELL
+from analysis.columns import cell_name
 from analysis.transfer import FIRST, columns_of
 
 SIGNS = {
@@ -27,7 +27,7 @@ def cell_rows(cells: pd.DataFrame, planned: dict[tuple[str, ...], dict[str, Any]
         others = [f"{row[name]} {name}" for name in ("failed", "diverged", "stopped", "pending") if row[name]]
         rows.append(
             {
-                "cell": ", ".join(row[name] for name in CELL if row[name]),
+                "cell": cell_name(row),
                 "variant": row["variant"],
                 "params": _integer(row["params_total"]),
                 "residual": f"{plan['residuals']['params']:+.2%}" if plan else "",
@@ -56,6 +56,7 @@ def verdict_rows(overall: pd.DataFrame) -> list[dict[str, str]]:
         {
             "variant": f"{row['variant']} ({row['stage']})" if row["stage"] else row["variant"],
             "metric": row["metric"],
+            "over": row["over"],
             "n": str(int(row["n"])),
             "diff": interval(row["diff"], row["lo"], row["hi"]),
             "noise": "" if pd.isna(row["noise_units"]) else f"{row['noise_units']:+.2g}",
@@ -104,17 +105,18 @@ def summary_lines(facts: dict[str, Any], cells: pd.DataFrame, overall: pd.DataFr
         if len(done):
             metric, scores = done["metric"].iloc[0], done["score"]
             what = "final losses" if metric == "loss" else metric
-            what += " on test data" if facts.get("tune") else ""
+            what += " on test data" if facts["compared_on"] == "test" else ""
             text = f"{where}{what} {scores.min():.4f} to {scores.max():.4f}"
             if compared := baselines_of(facts, stage, metric):
                 text += f"; {', '.join(compared)}"
             lines.append(text)
         width = max([len(str(name)) for name in mine["variant"]], default=0)
         if len(mine):
-            lines.append(f"difference from {facts['baseline']}, {_over(done)}, {_interval_of(facts)}:")
+            lines.append(f"difference from {facts['baseline']}, {_over(mine)}, {_interval_of(facts)}:")
+        several = mine["over"].nunique() > 1
         for row in mine.to_dict("records"):
-            text = interval(row["diff"], row["lo"], row["hi"])
-            lines.append(f"  {row['variant']:<{width}}  {text:<32} n={row['n']:<3} {SIGNS[row['verdict']]}")
+            text, over = interval(row["diff"], row["lo"], row["hi"]), f" ({row['over']})" if several else ""
+            lines.append(f"  {row['variant']:<{width}}  {text:<32} n={row['n']:<3} {SIGNS[row['verdict']]}{over}")
         tested = [(row["variant"], _on_test(row)) for row in mine.to_dict("records") if _on_test(row)]
         if tested:
             scores = done["test_score"].dropna()
@@ -123,7 +125,7 @@ def summary_lines(facts: dict[str, Any], cells: pd.DataFrame, overall: pd.DataFr
     return lines
 
 
-def rule_lines(facts: dict[str, Any], overall: pd.DataFrame) -> dict[str, str]:
+def rule_lines(facts: dict[str, Any]) -> dict[str, str]:
     """By what rules verdicts came about: the smallest effect of interest, the race."""
     found = {}
     if smallest := facts.get("smallest"):
@@ -132,25 +134,34 @@ def rule_lines(facts: dict[str, Any], overall: pd.DataFrame) -> dict[str, str]:
         found["smallest effect of interest"] = (
             f"{told}; equivalent: shown to be smaller by two one-sided tests, after Holm's correction"
         )
-    if facts.get("tune"):
+    if facts["compared_on"] == "test":
         found["compared on"] = "test data and seeds that no sweep has seen; losses below are those of test data"
     if race := facts.get("race"):
         found["race"] = (
             f"looks from {race['first']} to {race['most']} seeds, level {race['level']:g} over all rows and looks; "
-            "intervals and p-values are sequential, and hold although rows ended at different looks"
+            "p-values are sequential, and hold although rows ended at different looks; verdicts are by them, after "
+            "Holm's correction. Intervals hold for all rows at once, without Holm's steps, and may contain 0 where "
+            "the verdict excludes it"
         )
-    if len(overall) and facts.get("race"):
         found["over all cells"] = "better where a variant is better in one cell and worse in none"
+    if facts.get("promote"):
+        found["promotion"] = (
+            "variants that passed the gates are compared at the largest scale, others at the smaller ones alone"
+        )
     return found
 
 
-def _over(cells: pd.DataFrame) -> str:
-    count = len(cells[list(CELL)].drop_duplicates())
-    return "paired by seed" + (f", the mean over {count} cells" if count > 1 else "")
+def _over(overall: pd.DataFrame) -> str:
+    over = set(overall["over"])
+    return "paired by seed" + (f", the mean over {over.pop()}" if len(over) == 1 and "cells" in str(over) else "")
 
 
 def _interval_of(facts: dict[str, Any]) -> str:
-    return "with sequential interval" if facts.get("race") else "with 95 % interval"
+    if not facts.get("race"):
+        return "with 95 % interval"
+    return (
+        "with 95 % interval, sequential at the largest scale" if facts.get("promote") else "with sequential interval"
+    )
 
 
 def _on_test(row: dict[str, Any]) -> str:

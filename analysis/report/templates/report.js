@@ -3,7 +3,7 @@
 
 const FEW = 5; // rows that need no filter
 const NEXT = { none: "ascending", ascending: "descending", descending: "none" }; // orders of a column, click by click
-const INSIDE = ["indistinguishable", "unknown"]; // classes of rows that say no difference
+const INSIDE = ["indistinguishable", "equivalent", "unknown"]; // classes of rows that say no difference
 
 function element(name, properties, ...children) {
   const made = Object.assign(document.createElement(name), properties);
