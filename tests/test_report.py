@@ -212,7 +212,7 @@ def test_verdicts(report: Report, labels: list[dict], kind: str) -> None:
         verdicts.setdefault(row["variant"], []).append(row["verdict"])
     assert verdicts["rope"] == ["better"] * 4 and verdicts["swiglu+rmsnorm"] == [EQUAL] * 4
     assert verdicts["mystery"] == [EQUAL, EQUAL, EQUAL, "worse"]  # two pairs: p is 0.015 to 0.03, before Holm
-    rows = tables["variant, on test data"]
+    rows = tables["variant, over"]
     pairs = {}
     for variant in VARIANTS[1:]:
         cells = []
@@ -284,7 +284,7 @@ def test_all_trials_are_listed_and_linked(report: Report, labels: list[dict]) ->
 def test_the_answer_says_every_verdict_in_a_sentence(report: Report, labels: list[dict]) -> None:
     """What is sure stands first."""
     text = re.sub(r"\s+", " ", Page(report.html.read_text()).text.split("Answer", 2)[2].split("Warnings")[0])
-    rows = {row["variant"]: row for row in read(report, "html")["variant, on test data"]}
+    rows = {row["variant"]: row for row in read(report, "html")["variant, over"]}
     sentences = [
         f"{name} is {words} base: loss {rows[name]['difference, 95 %']}, n = {rows[name]['seeds']}"
         for name, words in (
@@ -432,7 +432,7 @@ def test_tokenizers_are_compared_in_bits_per_byte(tmp_path: Path) -> None:
         tmp_path, lambda t: 2.0 + shift[t["variant"]] + t["seed"] / 50, variants=tuple(shift), seeds=range(4)
     )
     before = write_report(tmp_path, "made")
-    assert read(before, "md")["variant, on test data"][0]["metric"] == "loss"
+    assert read(before, "md")["variant, over"][0]["metric"] == "loss"
     for label in labels:
         file = tmp_path / "trials" / label["id"] / "record.json"
         record, variant = json.loads(file.read_text()), label["variant"]
@@ -442,7 +442,7 @@ def test_tokenizers_are_compared_in_bits_per_byte(tmp_path: Path) -> None:
         file.write_text(json.dumps(record))
     made = write_report(tmp_path, "made")
     for kind in ("html", "md"):
-        rows = read(made, kind)["variant, on test data"]
+        rows = read(made, kind)["variant, over"]
         assert [(row["metric"], row["verdict"]) for row in rows] == [("bits_per_byte", "better")] * 2
         assert rows[0]["difference, 95 %"].startswith("-0.19")
     assert "bits_per_byte 1." in made.summary
@@ -460,7 +460,7 @@ def test_a_figure_of_differences_says_which_side_is_better(tmp_path: Path) -> No
         record["metrics"] |= {"accuracy": 0.5 + (label["variant"] == "rope") / 5 + label["seed"] ** 2 / 90}
         file.write_text(json.dumps(record))
     made = write_report(tmp_path, "made")
-    assert [row["verdict"] for row in read(made, "md")["variant, on test data"]] == ["better"]
+    assert [row["verdict"] for row in read(made, "md")["variant, over"]] == ["better"]
     caption = "Paired difference of accuracy from the baseline"
     assert caption in made.markdown.read_text()
 

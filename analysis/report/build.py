@@ -33,9 +33,11 @@ from analysis.report.words import (
     fit_rows,
     lower_bounds,
     rule_lines,
+    status_words,
     summary_lines,
     transfer_lines,
     transfer_rows,
+    verdict_columns,
     verdict_rows,
 )
 from analysis.stability import training_rows
@@ -173,7 +175,7 @@ def _content(
     every: pd.DataFrame,
 ) -> dict[str, Any]:
     """Everything that the templates print, as text."""
-    status = every["status"].value_counts().to_dict()
+    status, states = every["status"].value_counts().to_dict(), status_words(facts)
     rows: dict[tuple[str, ...], dict[str, Any]] = {
         (row.get("stage", ""), row["variant"], row["size"], row["axes"], row["budget"]): row for row in facts["rows"]
     }
@@ -195,12 +197,15 @@ def _content(
         "data_words": data_words(facts["data"]),
         "baselines": baseline_lines(facts),
         "compared_on": facts["compared_on"],
-        "counts": ", ".join(f"{n} {name}" for name, n in sorted(status.items())),
+        "counts": ", ".join(f"{n} {states[name]}" for name, n in sorted(status.items())),
         "n_trials": len(every),
         "seeds": sorted(table["seed"].unique().tolist()),
-        "cells": cell_rows(cells, rows),
+        "cells": cell_rows(cells, rows, states),
         "answers": _answers(verdicts, overall["stage"]),
         "verdicts": verdicts,
+        "verdict_columns": verdict_columns(verdicts),
+        "verdict_headings": [(heading, side) for _, heading, side in verdict_columns(verdicts)],
+        "places": len({row["over"] for row in verdicts}) > 1,
         "lower_bounds": bounds,
         "transfer": transfer_rows(*transfer),
         "fits": fit_rows(fits),

@@ -19,12 +19,34 @@ SIGNS = {
 }
 
 
-def cell_rows(cells: pd.DataFrame, planned: dict[tuple[str, ...], dict[str, Any]]) -> list[dict[str, Any]]:
-    """The comparison table, row by row."""
+VERDICT = {  # of the verdicts over all cells: a column's heading
+    "verdict": ("verdict", "l"),
+    "diff": ("difference, 95 %", ""),
+    "n": ("seeds", ""),
+    "p": ("p (Holm)", ""),
+    "p_bh": ("p (BH)", ""),
+    "noise": ("in seed noise", ""),
+    "boot": ("bootstrap, 95 %", ""),
+    "test": ("on test data", ""),
+    "metric": ("metric", "l"),
+    "over": ("over", "l"),
+}
+
+
+def status_words(facts: dict[str, Any]) -> dict[str, str]:
+    """What the report calls the states of trials: a planner that has ended does not need what it left out."""
+    names = {name: name for name in ("finished", "failed", "diverged", "stopped", "pending")}
+    return names | {"pending": "not needed"} if facts.get("enough") else names
+
+
+def cell_rows(
+    cells: pd.DataFrame, planned: dict[tuple[str, ...], dict[str, Any]], states: dict[str, str]
+) -> list[dict[str, Any]]:
+    """The comparison table, row by row; `states` are `status_words`."""
     rows = []
     for row in cells.to_dict("records"):
         plan = planned.get((row["stage"], row["variant"], row["size"], row["axes"], row["budget"]), {})
-        others = [f"{row[name]} {name}" for name in ("failed", "diverged", "stopped", "pending") if row[name]]
+        others = [f"{row[name]} {word}" for name, word in states.items() if name != "finished" and row[name]]
         rows.append(
             {
                 "cell": cell_name(row),
@@ -69,6 +91,11 @@ def verdict_rows(overall: pd.DataFrame) -> list[dict[str, str]]:
         }
         for row in overall.to_dict("records")
     ]
+
+
+def verdict_columns(rows: list[dict[str, str]]) -> list[tuple[str, str, str]]:
+    """Key, heading and alignment of the columns that some row has a value for."""
+    return [(key, *said) for key, said in VERDICT.items() if any(row[key] for row in rows)]
 
 
 def fit_rows(fits: pd.DataFrame) -> list[dict[str, str]]:
