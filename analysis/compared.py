@@ -33,7 +33,7 @@ def compared(table: pd.DataFrame, facts: Mapping[str, Any]) -> tuple[pd.DataFram
     baseline, smallest = facts["baseline"], facts.get("smallest")
     judged = _decisive(table, facts) if facts.get("promote") else table
     cells = comparison_table(table, baseline, smallest)
-    overall = overall_table(judged, baseline, smallest).assign(over="")
+    overall = overall_table(judged, baseline, smallest)
     overall["over"] = [_over(judged, row["stage"], row["variant"]) for row in overall.to_dict("records")]
     if not facts.get("race"):
         return cells, overall
@@ -109,14 +109,14 @@ def _over_cells(
     rows, used = [], {key: found.pairs for key, found in decisions.items()}
     for row in overall.to_dict("records"):
         mine = cells[(cells["variant"] == row["variant"]) & (cells["stage"] == row["stage"])]
-        mine = mine[[tuple(each) in used for each in mine[list(KEY)].to_numpy()]]
+        pairs_of = [used.get(tuple(each), -1) for each in mine[list(KEY)].to_numpy()]
+        mine = mine[[count >= 0 for count in pairs_of]]
         if not len(mine):  # not promoted: the smaller scales decide
             rows.append(row)
             continue
         one = len(mine) == 1
         row |= {name: mine[name].iloc[0] if one else np.nan for name in ("lo", "hi")}
-        n = max(used[tuple(each)] for each in mine[list(KEY)].to_numpy())
-        row |= {"diff": mine["diff"].mean(), "n": n, "verdict": _together(set(mine["verdict"]))}
+        row |= {"diff": mine["diff"].mean(), "n": max(pairs_of), "verdict": _together(set(mine["verdict"]))}
         row |= {name: mine[name].min() for name in ("p", "p_holm", "p_bh")}
         row |= {"equivalent": row["verdict"] == "equivalent"} | dict.fromkeys(FIXED, np.nan)
         row |= {name: np.nan for name in row if name.startswith("test_")}

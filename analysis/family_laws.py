@@ -46,10 +46,10 @@ class FamilyLaws:
         if variant not in self._fits:
             if variant not in self._points:
                 raise NotEnoughPoints(f"{variant} has fewer than {self.needed} scales")
-            alike = self._alike(variant)
-            weights = self.weights[:, self._points[alike[0]].index]
-            x, ys = self._points[variant]["scale"].to_numpy(), [self._points[name]["loss"] for name in alike]
-            self._fits |= zip(alike, fit_alike(self.form, x, np.stack(ys), weights), strict=True)
+            mine, alike = self._points[variant], self._alike(variant)
+            ys = np.stack([self._points[name]["loss"] for name in alike])
+            laws = fit_alike(self.form, mine["scale"].to_numpy(), ys, self.weights[:, mine.index])
+            self._fits |= zip(alike, laws, strict=True)
         return self._fits[variant]
 
     def _alike(self, variant: str) -> list[str]:

@@ -131,6 +131,10 @@ def test_with_promotion_the_race_is_at_the_largest_scale(tmp_path: Path) -> None
     report = write_report(tmp_path, "made")
     page = report.html.read_text()
     assert "not promoted: worse" in page and "worse (3 cells)" in report.summary
+    assert "over the smaller scales, 95 %" in page and "the largest, 95 %" in page
+    tree["promote"]["level"] = 0.01
+    file.write_text(json.dumps(tree))
+    assert "over the smaller scales, 99 %" in write_report(tmp_path, "made").html.read_text()
     tree["race"] = None  # promotion alone compares at the same places
     file.write_text(json.dumps(tree))
     _, plain = compared(table, read_study(tmp_path, "made"))

@@ -67,10 +67,10 @@ def findings(results: Path, facts: dict[str, Any], table: pd.DataFrame, curves: 
 def _promotion(facts: dict[str, Any], table: pd.DataFrame) -> Finding | None:
     if not facts.get("promote"):
         return None
-    rows = promotion_table(table, facts)
-    headings = (("axes", "l"), ("variant", "l"), ("over the smaller scales, 95 %", ""),
-                ("predicted at the largest, 95 %", ""), ("probability ahead", ""), ("promoted", "l"))  # fmt: skip
-    gates = facts["promote"]
+    rows, gates = promotion_table(table, facts), facts["promote"]
+    sure = f"{100 * (1 - gates['level']):g} %"
+    headings = (("axes", "l"), ("variant", "l"), (f"over the smaller scales, {sure}", ""),
+                (f"predicted at the largest, {sure}", ""), ("probability ahead", ""), ("promoted", "l"))  # fmt: skip
     note = (
         "Differences of the logarithm of the loss from the baseline's, near to shares of the loss: the mean over the "
         "smaller scales, and a line in log FLOPs at the largest. Promoted: "

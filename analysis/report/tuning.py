@@ -35,7 +35,7 @@ class Tuning:
         return [
             {
                 "variant": row["variant"],
-                "cell": cell_name(row | {"stage": ""}),
+                "cell": cell_name(row),
                 "path": row["path"],
                 "value": f"{row['value']:.3g}{_ends(row['lo'], row['hi'])}" if np.isfinite(row["value"]) else "none",
                 "range": f"{row['low']:.3g} to {row['high']:.3g}, {row['tried']} values",
