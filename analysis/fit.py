@@ -73,7 +73,7 @@ class ScalingLaw:
         positive y. Raises `BadPoints`, and `NotEnoughPoints` unless there is one distinct x more than parameters.
         """
         self._read(x, y, weights)
-        self._ended(best_of(self.problem(self.weights_[None]), self.law.starts(self.x_, self.y_)))
+        self._ended(best_of(self.problem(self.weights_[None]), self.law.starts(self.x_, self.y_)[None]))
         return self
 
     def _read(self, x: Any, y: Any, weights: Any) -> None:
@@ -92,10 +92,10 @@ class ScalingLaw:
         self.x_, self.y_ = logs - self.centre_, y
         self.weights_ = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=float)
 
-    def _ended(self, found: Found) -> None:
-        """Take the one optimum that was found."""
-        self.theta_, self.objective_ = found.theta[0], float(found.value[0])
-        self.converged_, self.n_, self.lowest_ = bool(found.converged[0]), len(self.y_), float(self.y_.min())
+    def _ended(self, found: Found, at: int = 0) -> None:
+        """Take one of the optima that were found."""
+        self.theta_, self.objective_ = found.theta[at], float(found.value[at])
+        self.converged_, self.n_, self.lowest_ = bool(found.converged[at]), len(self.y_), float(self.y_.min())
         self.params_ = self.named(self.theta_)
         self.derived_ = self.law.derived(self.params_)
         self.residuals_ = self.law.log_value(self.theta_, self.x_) - np.log(self.y_)
@@ -125,8 +125,7 @@ class ScalingLaw:
 
     def bootstrap(self, weights: Array) -> pd.DataFrame:
         """Refit with resampled weights (B, n): see `analysis.resampling`. Sets `samples_` and `se_`."""
-        self.thetas_, self.values_ = self.refit(np.asarray(weights, dtype=float))
-        self._told()
+        self._drew(*self.refit(np.asarray(weights, dtype=float)))
         return self.samples_
 
     def bootstrap_values(self, y: Array) -> pd.DataFrame:
@@ -135,11 +134,11 @@ class ScalingLaw:
         weights = np.repeat(self.weights_[None], len(y), 0)
         problem = Problem(self.law, self.x_, y, weights, self.penalty)
         found = minimise(problem, np.repeat(self.theta_[None], len(y), 0), wide=False)
-        self.thetas_, self.values_ = found.theta, found.value
-        self._told()
+        self._drew(found.theta, found.value)
         return self.samples_
 
-    def _told(self) -> None:
+    def _drew(self, thetas: Array, values: Array) -> None:
+        self.thetas_, self.values_ = thetas, values
         self.samples_ = pd.DataFrame(self.law.named(self.thetas_, self.centre_))
         with np.errstate(over="ignore", invalid="ignore"):  # coefficients that nothing holds
             self.se_ = {name: float(self.samples_[name].std()) for name in self.samples_}
@@ -179,18 +178,12 @@ def fit_alike(form: str, x: Array, ys: Array, weights: Array) -> list[ScalingLaw
     laws = [ScalingLaw(form) for _ in ys]
     for law, y in zip(laws, ys, strict=True):
         law._read(x, y, None)
-    first, B = laws[0], len(weights)
-    starts = [first.law.starts(first.x_, y) for y in ys]
-    S = len(starts[0])
-    once = np.ones((len(ys) * S, len(x)))
-    found = minimise(Problem(first.law, first.x_, np.repeat(ys, S, 0), once, first.penalty), np.concatenate(starts))
+    first, V, B = laws[0], len(ys), len(weights)
+    once = Problem(first.law, first.x_, ys, np.ones(ys.shape), first.penalty)
+    found = best_of(once, np.stack([first.law.starts(first.x_, y) for y in ys]))
+    often = Problem(first.law, first.x_, np.repeat(ys, B, 0), np.tile(weights, (V, 1)), first.penalty)
+    drawn = minimise(often, np.repeat(found.theta, B, 0), wide=False)
     for v, law in enumerate(laws):
-        at = v * S + int(np.nanargmin(found.value[v * S : (v + 1) * S]))
-        law._ended(Found(found.theta[at : at + 1], found.value[at : at + 1], found.converged[at : at + 1]))
-    problem = Problem(first.law, first.x_, np.repeat(ys, B, 0), np.tile(weights, (len(ys), 1)), first.penalty)
-    drawn = minimise(problem, np.repeat(np.stack([law.theta_ for law in laws]), B, 0), wide=False)
-    for v, law in enumerate(laws):
-        rows = slice(v * B, (v + 1) * B)
-        law.thetas_, law.values_ = drawn.theta[rows], drawn.value[rows]
-        law._told()
+        law._ended(found, v)
+        law._drew(drawn.theta[v * B : (v + 1) * B], drawn.value[v * B : (v + 1) * B])
     return laws

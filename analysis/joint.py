@@ -152,7 +152,7 @@ class SharedLaw(Law):
                 raise NotEnoughPoints(f"{group}: {distinct} distinct x for {len(self.own)} parameters of its own")
             squares = OBJECTIVES["l2_log" if OBJECTIVES[self.default_objective].log else "l2"]
             problems.append(Problem(self.law, x[rows, :-1], y[rows], np.ones((1, len(rows))), squares))
-            apart[g] = best_of(problems[g], self.law.starts(x[rows, :-1], y[rows])).theta[0]
+            apart[g] = best_of(problems[g], self.law.starts(x[rows, :-1], y[rows])[None]).theta[0]
         if not self.shared:
             return self._joined(apart)[None]
         held = [k for k, name in enumerate(self.law.parameters) if name in self.shared]

@@ -122,10 +122,11 @@ def minimise(problem: Problem, theta: Array, wide: bool = True) -> Found:
 
 
 def best_of(problem: Problem, starts: Array) -> Found:
-    """One fit from many starts, theta (1, K): the lowest objective that any of them reaches."""
-    found = minimise(problem.only(np.zeros(len(starts), dtype=int)), starts)
-    at = int(np.nanargmin(found.value))
-    return Found(found.theta[at : at + 1], found.value[at : at + 1], found.converged[at : at + 1])
+    """Every fit from many starts, (B, S, K): the lowest objective that any of them reaches."""
+    B, S, K = starts.shape
+    found = minimise(problem.only(np.repeat(np.arange(B), S)), starts.reshape(B * S, K))
+    at = np.nanargmin(found.value.reshape(B, S), axis=1) + S * np.arange(B)
+    return Found(found.theta[at], found.value[at], found.converged[at])
 
 
 def _deltas(problem: Problem, theta: Array, wide: bool) -> list[float | None]:

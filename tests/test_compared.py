@@ -132,9 +132,11 @@ def test_with_promotion_the_race_is_at_the_largest_scale(tmp_path: Path) -> None
     page = report.html.read_text()
     assert "not promoted: worse" in page and "worse (3 cells)" in report.summary
     assert "over the smaller scales, 95 %" in page and "the largest, 95 %" in page
-    tree["promote"]["level"] = 0.01
+    assert "8 pending" in page
+    tree["promote"]["level"], tree["enough"] = 0.01, "it is decided"
     file.write_text(json.dumps(tree))
-    assert "over the smaller scales, 99 %" in write_report(tmp_path, "made").html.read_text()
+    page = write_report(tmp_path, "made").html.read_text()
+    assert "over the smaller scales, 99 %" in page and "8 not needed" in page and "8 pending" not in page
     tree["race"] = None  # promotion alone compares at the same places
     file.write_text(json.dumps(tree))
     _, plain = compared(table, read_study(tmp_path, "made"))
@@ -153,7 +155,10 @@ def test_raced_verdicts_count_the_pairs_that_were_used(tmp_path: Path) -> None:
 def test_layouts_of_a_race_say_how_it_was_tested(tmp_path: Path) -> None:
     study(tmp_path / "plain")
     study(tmp_path / "raced", race=RACE)
-    plain, raced = (write_report(tmp_path / name, "made").html.read_text() for name in ("plain", "raced"))
+    reports = [write_report(tmp_path / name, "made") for name in ("plain", "raced")]
+    plain, raced = (each.html.read_text() for each in reports)
+    heads = ["| bootstrap, 95 % |" in each.markdown.read_text() for each in reports]
+    assert heads == [True, False]  # a race has none, and a column without values is left out
     assert "sequential tests at the looks of a race" in raced and "sequential tests" not in plain
 
 

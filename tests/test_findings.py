@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from analysis.curves import compute_curves
+from analysis.promotion import Gates
 from analysis.report import write_report
 from analysis.report.build import MOST_DRAWN, _drawn
 from analysis.report.findings import findings
@@ -91,3 +93,15 @@ def test_a_figure_of_too_many_differences_is_of_the_largest_cell(tmp_path: Path,
         assert len(part) == MOST_DRAWN and where == ""
     else:
         assert set(part["size"]) == {"l"} and len(part) == count - 1 and where == " at l, tokens=100000"
+
+
+def test_a_ladder_that_says_nothing_does_not_hide_the_others(tmp_path: Path) -> None:
+    """With dropout the baseline has finished nowhere below the largest scale."""
+    lost = lambda t: "diverged" if t["axes"] and t["variant"] == "vanilla" and t["size"] != "xl" else loss(t)  # noqa: E731
+    labels = fabricate.study(tmp_path, lost, NAMES, ("s", "m", "l", "xl"), axes=("", "dropout=0.1"))
+    trials = [{**label, "train_flops": 6.0 * fabricate.PARAMS[label["size"]] * 100_000} for label in labels]
+    told(tmp_path, promote=asdict(Gates()), trials=trials)
+    found = section(tmp_path, "promotion")
+    assert {row[0] for row in found.rows} == {""} and len(found.rows) == len(NAMES) - 1
+    (line,) = found.lines
+    assert line.startswith("dropout=0.1: nothing was promoted: no finished trial of the baseline")

@@ -204,7 +204,6 @@ def _content(
         "answers": _answers(verdicts, overall["stage"]),
         "verdicts": verdicts,
         "verdict_columns": verdict_columns(verdicts),
-        "verdict_headings": [(heading, side) for _, heading, side in verdict_columns(verdicts)],
         "places": len({row["over"] for row in verdicts}) > 1,
         "lower_bounds": bounds,
         "transfer": transfer_rows(*transfer),

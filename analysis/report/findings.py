@@ -22,7 +22,7 @@ from analysis.stability import stability, training_rows
 from analysis.stacking import factorial, stacking
 
 Heading = tuple[str, str]  # and "l" for text on the left
-MOST_READ = 2000  # trials whose curves are read for spikes
+MOST_READ = 2000  # trials whose curves are read, for spikes and losses before training
 RESAMPLES = 200  # of laws, in a section that has one for every variant and size
 FEWEST = 4  # variants beside the baseline whose order says something
 
@@ -43,6 +43,7 @@ class Finding:
 def findings(results: Path, facts: dict[str, Any], table: pd.DataFrame, curves: pd.DataFrame) -> list[Finding]:
     """Of the trials that are compared, and the study's curves with their compute."""
     baseline = facts["baseline"]
+    rows = training_rows(results, table["trial_id"]) if len(table) <= MOST_READ else None
     tried: dict[str, Callable[[], Finding | None]] = {
         "Promotion": lambda: _promotion(facts, table),
         "Noise": lambda: _noise(table, baseline),
@@ -50,8 +51,8 @@ def findings(results: Path, facts: dict[str, Any], table: pd.DataFrame, curves: 
         "Speed-up": lambda: _speedup(table, baseline, curves),
         "Beside the published table": lambda: _published(facts.get("published"), table, baseline),
         "Which small scale can be trusted?": lambda: _proxies(table, baseline),
-        "Stability": lambda: _stability(results, table),
-        "Sensitivity to the learning rate": lambda: _sensitivity(results, facts, table),
+        "Stability": lambda: _stability(table, rows),
+        "Sensitivity to the learning rate": lambda: _sensitivity(facts, table, rows),
     }
     found = []
     for title, make in tried.items():
@@ -67,7 +68,7 @@ def findings(results: Path, facts: dict[str, Any], table: pd.DataFrame, curves: 
 def _promotion(facts: dict[str, Any], table: pd.DataFrame) -> Finding | None:
     if not facts.get("promote"):
         return None
-    rows, gates = promotion_table(table, facts), facts["promote"]
+    (rows, lines), gates = promotion_table(table, facts), facts["promote"]
     sure = f"{100 * (1 - gates['level']):g} %"
     headings = (("axes", "l"), ("variant", "l"), (f"over the smaller scales, {sure}", ""),
                 (f"predicted at the largest, {sure}", ""), ("probability ahead", ""), ("promoted", "l"))  # fmt: skip
@@ -78,7 +79,7 @@ def _promotion(facts: dict[str, Any], table: pd.DataFrame) -> Finding | None:
         f"{gates['smallest']:g} of the loss with probability {gates['sure']:g} at least. A gate "
         "counts every pair of a scale and a seed; verdicts over all cells count seeds, and may be less sure."
     )
-    return Finding("promotion", "Promotion", rows, (), headings, promotion_cells(rows), note)
+    return Finding("promotion", "Promotion", rows, lines, headings, promotion_cells(rows), note)
 
 
 def _noise(table: pd.DataFrame, baseline: str) -> Finding:
@@ -186,8 +187,7 @@ def _proxies(table: pd.DataFrame, baseline: str) -> Finding | None:
     return Finding("proxies", "Which small scale can be trusted?", found, proxy_lines(found))
 
 
-def _stability(results: Path, table: pd.DataFrame) -> Finding | None:
-    rows = training_rows(results, table["trial_id"]) if len(table) <= MOST_READ else None
+def _stability(table: pd.DataFrame, rows: pd.DataFrame | None) -> Finding | None:
     found = stability(table, rows)
     bad = found[(found["finished"] < found["ended"]) | (found["spikes"].fillna(0) > 0)]
     if not len(bad):
@@ -215,11 +215,10 @@ def _stability(results: Path, table: pd.DataFrame) -> Finding | None:
     return Finding("stability", "Stability", found, (), headings, cells, note)
 
 
-def _sensitivity(results: Path, facts: dict[str, Any], table: pd.DataFrame) -> Finding | None:
+def _sensitivity(facts: dict[str, Any], table: pd.DataFrame, rows: pd.DataFrame | None) -> Finding | None:
     """Of studies that cross learning rates; the certificate has that of sweeps."""
     if facts.get("tune") or table["lr"].nunique() < VALUES:
         return None
-    rows = training_rows(results, table["trial_id"]) if len(table) <= MOST_READ else None
     found = sensitivity(table, rows)
     known = found[found["sensitivity"].notna()]
     if not len(known):

@@ -9,18 +9,23 @@ import numpy as np
 import pandas as pd
 
 from analysis.compared import ladders
+from analysis.errors import AnalysisError
 from analysis.promotion import Gates, promote
 from analysis.tables import by_comparable_loss
 
 
-def promotion_table(table: pd.DataFrame, facts: Mapping[str, Any]) -> pd.DataFrame:
-    """`analysis.promotion.promote` of every ladder: its columns, `axes`, and `at`, the FLOPs of the largest scale.
-    Raises `AnalysisError` where a ladder's smaller scales say nothing."""
-    found = []
+def promotion_table(table: pd.DataFrame, facts: Mapping[str, Any]) -> tuple[pd.DataFrame, list[str]]:
+    """`analysis.promotion.promote` of every ladder: its columns, `axes`, and `at`, the FLOPs of the largest scale. And a
+    line for each ladder whose smaller scales say nothing."""
+    found, lines = [pd.DataFrame()], list[str]()
     for axes, part, here, flops in ladders(by_comparable_loss(table), facts):
-        told = promote(part[~here], facts["baseline"], flops, Gates(**facts["promote"]))
+        try:
+            told = promote(part[~here], facts["baseline"], flops, Gates(**facts["promote"]))
+        except AnalysisError as error:
+            lines.append(f"{axes + ': ' if axes else ''}nothing was promoted: {error}")
+            continue
         found.append(told.assign(axes=axes, at=flops))
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(found, ignore_index=True), lines
 
 
 def promotion_cells(rows: pd.DataFrame) -> list[list[str]]:

@@ -93,9 +93,9 @@ def verdict_rows(overall: pd.DataFrame) -> list[dict[str, str]]:
     ]
 
 
-def verdict_columns(rows: list[dict[str, str]]) -> list[tuple[str, str, str]]:
-    """Key, heading and alignment of the columns that some row has a value for."""
-    return [(key, *said) for key, said in VERDICT.items() if any(row[key] for row in rows)]
+def verdict_columns(rows: list[dict[str, str]]) -> dict[str, tuple[str, str]]:
+    """Those of `VERDICT` that some row has a value for."""
+    return {key: said for key, said in VERDICT.items() if any(row[key] for row in rows)}
 
 
 def fit_rows(fits: pd.DataFrame) -> list[dict[str, str]]:
