@@ -82,7 +82,7 @@ class Lane(tune.Trainable):
             if event is None:
                 if not self._take(passed):
                     return {"events": json.dumps(passed), "done": True}
-            elif "status" in event or "fatal" in event:
+            elif event.keys() & {"status", "fatal", "busy"}:
                 passed.append(event)
                 latest = None
             else:
