@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ablate.errors import UserError
 from ablate.run.files import read_json
+from ablate.run.lease import Busy
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.worker import Event
 from ablate.spec import Resources
@@ -52,25 +53,35 @@ class Deaths:
 
 
 def give_up(folder: TrialFolder, reason: str, status: str = "failed") -> Event:
-    """Record a trial that cannot be trained, as one whose worker died again and again: the study goes on without."""
-    folder.commit(
-        {
-            "id": folder.id,
-            "group_id": None,
-            "status": status,
-            "error": reason,
-            "traceback": None,
-            "spec": read_json(folder.spec),
-            "metrics": {"loss": None, "last_loss": None},
-            "params_total": None,
-            "flops_per_token": None,
-            "train_flops": None,
-            "tokens": None,
-            "tokens_per_s": None,
-            "wall_s": None,
-            "environment": None,
-            "ended": time.time(),
-        }
-    )
-    folder.note("end", status=status)
-    return {"id": folder.id, "status": status, "loss": None, "error": reason}
+    """Record a trial that cannot be trained, as one whose worker died again and again: the study goes on without.
+    One that another process trains, or that has ended, is left as it is."""
+    try:
+        with folder.locked():
+            if (record := folder.record()) is None:
+                record = _given_up(folder, reason, status)
+                folder.commit(record)
+                folder.note("end", status=status)
+    except Busy as busy:
+        return {"id": folder.id, "busy": str(busy.who or "another process")}
+    loss, error = record["metrics"]["loss"], record.get("error")
+    return {"id": folder.id, "status": record["status"], "loss": loss, "error": error}
+
+
+def _given_up(folder: TrialFolder, reason: str, status: str) -> dict[str, Any]:
+    return {
+        "id": folder.id,
+        "group_id": None,
+        "status": status,
+        "error": reason,
+        "traceback": None,
+        "spec": read_json(folder.spec),
+        "metrics": {"loss": None, "last_loss": None},
+        "params_total": None,
+        "flops_per_token": None,
+        "train_flops": None,
+        "tokens": None,
+        "tokens_per_s": None,
+        "wall_s": None,
+        "environment": None,
+        "ended": time.time(),
+    }

@@ -90,7 +90,7 @@ class Lane(tune.Trainable):
             if "idle" in event:
                 ray.get(self.deck.done.remote(self.lane))
                 self.holds = False
-            elif "status" in event or "fatal" in event:
+            elif event.keys() & {"status", "fatal", "busy"}:
                 passed.append(event)
                 latest = None
             else:
