@@ -388,7 +388,7 @@ def test_two_processes_cannot_train_one_trial(
     assert folder.status() == "pending"
     with held(ledger, "trial", whole.id) as holder:
         assert folder.running() and folder.status() == "running"
-        with pytest.raises(UserError, match=f"trial {whole.id} is being trained by another process"):
+        with pytest.raises(UserError, match=f"trial {whole.id} is being trained by .+ [(]pid {holder.pid}[)] since "):
             next(run_trial(request))
         assert not folder.metrics.exists()
         os.kill(holder.pid, signal.SIGKILL)  # the kernel frees what a killed process held
@@ -424,7 +424,9 @@ def test_a_second_driver_is_sent_away(ledger: Ledger, tmp_path: Path, capsys: py
     with held(ledger, "study", "tiny"):
         assert main(["run", str(grid), "--results", str(ledger.root)]) == 2
     said = capsys.readouterr()
-    assert "another `ablate run` is at study 'tiny'" in said.err and "ablate status tiny" in said.err
+    assert (
+        "another `ablate run`, " in said.err and "is at study 'tiny'" in said.err and "ablate status tiny" in said.err
+    )
     assert ledger.trial_ids() == [] and ledger.study_names() == []
     with ledger.study_lock("tiny"):  # it is free again, and studies do not hinder each other
         assert ledger.study_folder("other").exists() is False

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from ablate.errors import UserError
 from ablate.run.files import read_json
-from ablate.run.ledger import TrialFolder
+from ablate.run.lease import Busy
+from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.worker import Event
 from ablate.spec import Resources
 from ablate.train.trial import Job
@@ -34,26 +36,52 @@ class Fatal(UserError):
         self.code = code
 
 
+class Deaths:
+    """How often each trial has taken its worker with it, and what follows: it is tried again, or given up."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def count(self, job: Job, how: str) -> Event | None:
+        """One more, by `how`. The event of the trial's end where it is given up, None where it is tried again."""
+        self.counts[job.trial_id] = self.counts.get(job.trial_id, 0) + 1
+        folder = Ledger(Path(job.results)).trial(job.trial_id)
+        if self.counts[job.trial_id] >= MAX_DEATHS and folder.record() is None:
+            return give_up(folder, f"lost: its worker died {MAX_DEATHS} times, last by {how}")
+        folder.note("lost", by=how)
+        return None
+
+
 def give_up(folder: TrialFolder, reason: str, status: str = "failed") -> Event:
-    """Record a trial that cannot be trained, as one whose worker died again and again: the study goes on without."""
-    folder.commit(
-        {
-            "id": folder.id,
-            "group_id": None,
-            "status": status,
-            "error": reason,
-            "traceback": None,
-            "spec": read_json(folder.spec),
-            "metrics": {"loss": None, "last_loss": None},
-            "params_total": None,
-            "flops_per_token": None,
-            "train_flops": None,
-            "tokens": None,
-            "tokens_per_s": None,
-            "wall_s": None,
-            "environment": None,
-            "ended": time.time(),
-        }
-    )
-    folder.note("end", status=status)
-    return {"id": folder.id, "status": status, "loss": None, "error": reason}
+    """Record a trial that cannot be trained, as one whose worker died again and again: the study goes on without.
+    One that another process trains, or that has ended, is left as it is."""
+    try:
+        with folder.locked():
+            if (record := folder.record()) is None:
+                record = _given_up(folder, reason, status)
+                folder.commit(record)
+                folder.note("end", status=status)
+    except Busy as busy:
+        return {"id": folder.id, "busy": str(busy.who or "another process")}
+    loss, error = record["metrics"]["loss"], record.get("error")
+    return {"id": folder.id, "status": record["status"], "loss": loss, "error": error}
+
+
+def _given_up(folder: TrialFolder, reason: str, status: str) -> dict[str, Any]:
+    return {
+        "id": folder.id,
+        "group_id": None,
+        "status": status,
+        "error": reason,
+        "traceback": None,
+        "spec": read_json(folder.spec),
+        "metrics": {"loss": None, "last_loss": None},
+        "params_total": None,
+        "flops_per_token": None,
+        "train_flops": None,
+        "tokens": None,
+        "tokens_per_s": None,
+        "wall_s": None,
+        "environment": None,
+        "ended": time.time(),
+    }

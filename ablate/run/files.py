@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_whole(file: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a temporary file next to `file`, then rename it. A crash leaves the old file or the new."""
+def write_whole(file: Path, write: Callable[[Path], None], check: Callable[[], None] | None = None) -> None:
+    """Let `write` make a temporary file next to `file`, then rename it. A crash leaves the old file or the new.
+
+    `check` is called before the rename, and what it raises leaves the old file.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.part")  # machines can have equal process ids
     try:
         write(part)
         _sync(part)
+        if check is not None:
+            check()
         os.replace(part, file)
         _sync(file.parent)
     finally:
@@ -33,9 +40,9 @@ def locked(file: Path) -> Iterator[None]:
         yield
 
 
-def write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any, check: Callable[[], None] | None = None) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(file, lambda part: _write_text(part, text + "\n"))
+    write_whole(file, lambda part: _write_text(part, text + "\n"), check)
 
 
 def write_text(file: Path, text: str) -> None:
@@ -43,14 +50,23 @@ def write_text(file: Path, text: str) -> None:
 
 
 def append_json(file: Path, row: dict[str, Any]) -> None:
-    """One more line. A crash can tear the last line only, which `read_jsonl` leaves out; this one stays apart."""
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    with open(file, "ab+") as stream:
-        if stream.tell():
+    """One more line, whole or not at all; those of several processes stay apart. A crash can tear the last line only,
+    which `read_jsonl` leaves out; the next one begins a line of its own."""
+    line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    with open(file, "ab+", buffering=0) as stream:
+        with contextlib.suppress(OSError):  # a file system without locks has one writer a file, by the leases
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        size = stream.seek(0, os.SEEK_END)
+        if size:
             stream.seek(-1, os.SEEK_END)
-            if stream.read(1) != b"\n":
-                line = "\n" + line
-        stream.write(line.encode())
+            line = line if stream.read(1) == b"\n" else b"\n" + line
+        try:
+            written = 0
+            while written < len(line):
+                written += stream.write(line[written:]) or 0
+        except OSError:
+            stream.truncate(size)
+            raise
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:

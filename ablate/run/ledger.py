@@ -6,6 +6,7 @@
                         weights.pt      the final weights
                         attempts.jsonl  when and where it started, resumed, ended
                         record.json     how it ended: finished | diverged | failed | stopped
+                        lock, lease.N.json   who trains it now
     results/studies/<name>/study.json   the trials of a study with their labels; why some are not needed, if so
                            log.jsonl    what each `ablate run` trained and reused
 
@@ -14,19 +15,19 @@ The ledger is the truth: neither Ray's state nor MLflow is ever read back to dec
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ablate.errors import UserError, unknown
 from ablate.run.files import append_json, read_json, read_jsonl, write_json
+from ablate.run.lease import Busy, Holder, Lease, held, holder
 
 ENDED = ("finished", "diverged", "failed", "stopped")
-LOCK_PATIENCE_S = 30.0  # a killed worker's lock is freed by the kernel, but not at once
+LOCK_PATIENCE_S = 5.0  # a killed worker's lock is freed by the kernel, but not at once
 
 
 class TrialFolder:
@@ -41,6 +42,7 @@ class TrialFolder:
         self.weights = folder / "weights.pt"
         self.attempts = folder / "attempts.jsonl"
         self._record = folder / "record.json"
+        self._lease: Lease | None = None  # while this object holds the trial
 
     def record(self) -> dict[str, Any] | None:
         """How the trial ended, None while it has not."""
@@ -50,7 +52,7 @@ class TrialFolder:
     def commit(self, record: dict[str, Any]) -> None:
         """End the trial. The record is whole or absent, whatever happens while it is written."""
         assert record["status"] in ENDED
-        write_json(self._record, record)
+        write_json(self._record, record, self.check_held)
 
     def sweep(self) -> None:
         """Remove what a kill left half written. For the holder of the lock, who alone writes these files."""
@@ -64,41 +66,52 @@ class TrialFolder:
 
     def note(self, event: str, **facts: Any) -> None:
         """Add a line to the attempts."""
+        self.check_held()
         host = os.uname().nodename
         append_json(self.attempts, {"event": event, "time": time.time(), "pid": os.getpid(), "host": host, **facts})
 
     def history(self) -> list[dict[str, Any]]:
         return read_jsonl(self.attempts)
 
+    def add_row(self, row: dict[str, Any]) -> None:
+        """Add a line to the curve."""
+        self.check_held()
+        append_json(self.metrics, row)
+
     def rows(self) -> list[dict[str, Any]]:
         return read_jsonl(self.metrics)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the trial: no two processes of one machine train it at once. Raises `UserError` when it is busy."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "w") as stream:
-            deadline = time.monotonic() + LOCK_PATIENCE_S
-            while True:
+        """Hold the trial: no two processes train it at once, on whichever machines. Raises `Busy`; while it is held,
+        what writes to the folder raises `Lost` once another process has taken the trial over."""
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        with ExitStack() as stack:
+            while self._lease is None:
                 try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
+                    self._lease = stack.enter_context(held(self.folder))
+                except Busy as busy:
                     if time.monotonic() > deadline:
-                        raise UserError(f"trial {self.id} is being trained by another process") from None
+                        who = busy.who or "another process"
+                        raise Busy(f"trial {self.id} is being trained by {who}", busy.who) from None
                     time.sleep(0.1)
-            yield
+            try:
+                yield
+            finally:
+                self._lease = None
+
+    def check_held(self) -> None:
+        """Raise `Lost` where this object held the trial and another process has taken it over."""
+        if self._lease is not None:
+            self._lease.check()
+
+    def holder(self) -> Holder | None:
+        """Who trains the trial now."""
+        return holder(self.folder)
 
     def running(self) -> bool:
-        """Whether some process of this machine holds the trial now."""
-        try:
-            with open(self.folder / "lock") as stream:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        """Whether some process holds the trial now."""
+        return self.holder() is not None
 
     def status(self) -> str:
         """finished | diverged | failed | stopped | running | pending."""
@@ -151,14 +164,15 @@ class Ledger:
 
     @contextmanager
     def study_lock(self, name: str) -> Iterator[None]:
-        """One driver a study at a time. Raises `UserError` at once when another one is at it."""
-        folder = self.study_folder(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as stream:
+        """One driver a study at a time. Raises `Busy` at once when another one is at it."""
+        with ExitStack() as stack:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another `ablate run` is at study {name!r}: wait for it, or watch it with `ablate status {name}`"
+                stack.enter_context(held(self.study_folder(name)))
+            except Busy as busy:
+                who = f", {busy.who}," if busy.who else ""
+                raise Busy(
+                    f"another `ablate run`{who} is at study {name!r}: wait for it, or watch it with "
+                    f"`ablate status {name}`",
+                    busy.who,
                 ) from None
             yield

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -33,6 +33,8 @@ from ablate.run.worker import Event
 from ablate.spec import Resources
 from ablate.train.trial import Job, plan_trial
 
+ASK_AGAIN_S = 3.0  # how often a trial that another run holds is looked at
+
 
 @dataclass
 class Outcome:
@@ -51,6 +53,30 @@ class Outcome:
             return 130
         bad = ("failed",) if self.enough else ("failed", "pending")
         return 1 if any(status in bad for status in self.statuses.values()) else 0
+
+
+@dataclass
+class Tally:
+    """Which trials this run has trained, and which it found or another run ended meanwhile."""
+
+    trained: list[str]
+    reused: list[str]
+    begun: set[str] = field(default_factory=set)  # seen in training: a worker can die after the record
+
+    def event(self, event: Event) -> None:
+        """Count a trial's end."""
+        if "step" in event:
+            self.begun.add(event["id"])
+        if event.get("status", "paused") == "paused":
+            return
+        if event.get("reused") and event["id"] not in self.begun:
+            self.reuse(event["id"])
+        else:
+            self.trained.append(event["id"])
+
+    def reuse(self, trial_id: str) -> None:
+        """Count a trial that another run has ended."""
+        self.reused.append(trial_id)
 
 
 def study_tree(plan: Plan) -> dict[str, Any]:
@@ -129,6 +155,7 @@ class StudyRun:
         self.console = console
         self.checkpoint_every_s = checkpoint_every_s
         self.stop = threading.Event()
+        self._waited_for: set[str] = set()
 
     def run(self, tracking_uri: str, retry_failed: bool = False) -> Outcome:
         """Run to the end, or until a signal asks to stop. Raises `Fatal` when the machine is at fault."""
@@ -136,11 +163,10 @@ class StudyRun:
         planner = self._planner_of_whole_plan(retry_failed)
         study = write_study(self.ledger, self.plan)
         done = self._done()
-        reused = list(done)
+        tally = Tally([], list(done))
         mirror = BackgroundMirror(Mirror(self.ledger, study, tracking_uri))
         for trial_id in mirror.mirror.behind():
             mirror.add(trial_id)
-        trained: list[str] = []
         begun = time.time()
         missing = {trial.id: trial for trial in self.plan.trials if trial.id not in done}
         view = ProgressView(missing, self.console)
@@ -149,16 +175,16 @@ class StudyRun:
                 while not self.stop.is_set() and (batch := planner.next(done)):
                     if isinstance(planner, TunePlanner) and planner.plan is not self.plan:
                         self._grow(planner.plan, mirror, view, done)
-                    self._train(batch, view, mirror, trained)
+                    self._train(batch, view, mirror, tally)
                     done = self._done()
                 if not self.stop.is_set():
                     self._end_orphans(done, mirror)
                     mirror.mirror.study_is(write_study(self.ledger, self.plan, planner.told))
         finally:
             trouble = mirror.close()
-            self._log(begun, trained, reused)
+            self._log(begun, tally.trained, tally.reused)
         statuses = {trial.id: self.ledger.trial(trial.id).status() for trial in self.plan.trials}
-        return Outcome(trained, reused, statuses, self.stop.is_set(), trouble, planner.told)
+        return Outcome(tally.trained, tally.reused, statuses, self.stop.is_set(), trouble, planner.told)
 
     def _grow(self, plan: Plan, mirror: BackgroundMirror, view: ProgressView, done: Mapping[str, str]) -> None:
         """Go on with a plan that has more trials, which follow from those that have ended."""
@@ -220,22 +246,52 @@ class StudyRun:
             if parent is not None and trial.id not in done and (how := done.get(parent, "finished")) != "finished":
                 plan_trial(self.ledger, trial.spec)
                 status = "stopped" if how == "stopped" else "failed"
-                give_up(self.ledger.trial(trial.id), f"trial {parent}, which it begins from, has {how}", status)
-                done[trial.id] = status
-                mirror.add(trial.id)
+                reason = f"trial {parent}, which it begins from, has {how}"
+                event = give_up(self.ledger.trial(trial.id), reason, status)
+                if "status" in event:  # else another run is at it
+                    done[trial.id] = event["status"]
+                    mirror.add(trial.id)
 
-    def _train(self, batch: list[Ask], view: ProgressView, mirror: BackgroundMirror, trained: list[str]) -> None:
-        work = [(self._job(ask), self._needs(ask.trial)) for ask in batch]
-        for ask in batch:
-            plan_trial(self.ledger, ask.trial.spec)
+    def _train(self, batch: list[Ask], view: ProgressView, mirror: BackgroundMirror, tally: Tally) -> None:
+        """Run what is asked for; what other runs hold is waited for, and run where they leave it without a record."""
+        held: dict[str, Ask] = {}
+        while (batch or held) and not self.stop.is_set():
+            work = [(self._job(ask), self._needs(ask.trial)) for ask in batch]
+            asks = {ask.trial.id: ask for ask in batch}
+            for ask in batch:
+                plan_trial(self.ledger, ask.trial.spec)
 
-        def on_event(event: Event) -> None:
-            view.event(event)
-            if event.get("status", "paused") != "paused":
-                trained.append(event["id"])
-                mirror.add(event["id"])
+            def on_event(event: Event, asks: Mapping[str, Ask] = asks) -> None:
+                if "busy" in event:
+                    held[event["id"]] = asks[event["id"]]
+                    self._say_held(event["id"], event["busy"])
+                    return
+                view.event(event)
+                if event.get("status", "paused") != "paused":
+                    mirror.add(event["id"])
+                tally.event(event)
 
-        self.executor.run(work, on_event, self.stop)
+            if work:
+                self.executor.run(work, on_event, self.stop)
+            for trial_id in [each for each in held if self.ledger.trial(each).record() is not None]:
+                tally.reuse(trial_id)
+                mirror.add(trial_id)
+                view.event(self._ended_elsewhere(trial_id))
+                del held[trial_id]
+            batch = [held.pop(each) for each in [*held] if not self.ledger.trial(each).running()]
+            if held and not batch:
+                self.stop.wait(ASK_AGAIN_S)
+
+    def _say_held(self, trial_id: str, who: str) -> None:
+        if trial_id not in self._waited_for:
+            self.console.print(f"waiting for trial {trial_id}, which {who} trains", markup=False, soft_wrap=True)
+            self._waited_for.add(trial_id)
+
+    def _ended_elsewhere(self, trial_id: str) -> Event:
+        record = self.ledger.trial(trial_id).record()
+        assert record is not None
+        loss, error = record["metrics"]["loss"], record.get("error") or ""
+        return {"id": trial_id, "status": record["status"], "loss": loss, "error": error}
 
     def _job(self, ask: Ask) -> Job:
         return Job(

@@ -1,7 +1,8 @@
 """What runs in a worker process, whoever started it: jobs in, events out.
 
 An event is a dictionary with the trial's `id`; the last one of a trial has its `status`. An event with `fatal`
-says that the machine, not the trial, is at fault: a full disk, a changed plugin.
+says that the machine, not the trial, is at fault: a full disk, a changed plugin. One with `busy` says who else
+trains the trial: nothing was done here.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 from collections.abc import Generator
 from multiprocessing.connection import Connection
 from typing import Any
 
 from ablate.errors import UserError
+from ablate.run.lease import Busy
 from ablate.train.trial import Job, run_trial
 
 Event = dict[str, Any]
@@ -27,6 +28,8 @@ def work(job: Job) -> Generator[Event, None, None]:
     try:
         for event in trial:  # noqa: UP028 - a delegated close would end in the handlers below
             yield event
+    except Busy as busy:
+        yield {"id": job.trial_id, "busy": str(busy.who or "another process")}
     except UserError as error:
         yield {"id": job.trial_id, "fatal": str(error), "code": 2}
     except OSError as error:
@@ -34,7 +37,7 @@ def work(job: Job) -> Generator[Event, None, None]:
         hint = ": the disk is full; free some space and run the command again" if full else ""
         yield {"id": job.trial_id, "fatal": f"trial {job.trial_id}: {error}{hint}", "code": 75 if full else 1}
     finally:
-        with contextlib.suppress(OSError):  # asked to stop, on a full disk: the checkpoint before this one stands
+        with contextlib.suppress(OSError, Busy):  # asked to stop, on a full disk: the checkpoint before stands
             trial.close()
 
 
@@ -43,7 +46,6 @@ def serve(pipe: Connection) -> None:
 
     Anything that comes while a trial runs means stop: the trial leaves a checkpoint.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     try:
         while (job := pipe.recv()) is not None:
             events = work(job)

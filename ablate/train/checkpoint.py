@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ from ablate.run.files import write_whole
 State = dict[str, Any]
 
 
-def save(file: Path, state: State) -> None:
-    """Write a state of tensors, numbers, text, and lists and dicts of them. Raises `OSError` when it cannot."""
+def save(file: Path, state: State, check: Callable[[], None] | None = None) -> None:
+    """Write a state of tensors, numbers, text, and lists and dicts of them; `check` is `files.write_whole`'s. Raises
+    `OSError` when it cannot."""
 
     def write(part: Path) -> None:
         with open(part, "wb") as stream:  # an open file, because torch's own writer does not say why it failed
             torch.save(state, stream)
 
     try:
-        write_whole(file, write)
+        write_whole(file, write, check)
     except RuntimeError as error:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None

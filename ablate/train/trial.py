@@ -23,7 +23,8 @@ from ablate.cost import Cost, CostBook
 from ablate.diagnose.record import diagnose
 from ablate.errors import UserError
 from ablate.run.environment import environment, peak_memory_bytes
-from ablate.run.files import append_json, read_json, write_json
+from ablate.run.files import read_json, write_json
+from ablate.run.lease import Busy
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.spec import TrialSpec, parse, to_tree
 from ablate.train import checkpoint
@@ -55,14 +56,16 @@ def run_trial(job: Job) -> Generator[Progress, None, None]:
     """Train one trial to its end, yielding progress; the last item has its `status`.
 
     What goes wrong inside the trial ends it as `failed` with its traceback; the executor only sees a trial that
-    ended. Anything that kills the process leaves it to be resumed.
+    ended. Anything that kills the process leaves it to be resumed. Raises `Busy` where another process trains it,
+    or has taken it over.
     """
     ledger = Ledger(Path(job.results))
     folder = ledger.trial(job.trial_id)
     with folder.locked():
         folder.sweep()
         if (record := folder.record()) is not None:  # ended since this job was planned
-            yield {"id": job.trial_id, "status": record["status"], "loss": record["metrics"]["loss"]}
+            loss = record["metrics"]["loss"]
+            yield {"id": job.trial_id, "status": record["status"], "loss": loss, "reused": True}
             return
         # what goes wrong up to here is not the trial's fault, and leaves no record
         device = prepare_process(job)
@@ -72,6 +75,8 @@ def run_trial(job: Job) -> Generator[Progress, None, None]:
         started = time.perf_counter()
         try:
             yield from _train(job, spec, folder, device, ledger)
+        except Busy:  # another process has taken the trial over: it is that one's to write
+            raise
         except (Exception, MemoryError) as error:
             if _is_the_machines(error, job):
                 raise  # a full or read-only disk says nothing about the trial
@@ -214,7 +219,7 @@ class Trial:
     def _row(self, split: str, loss: float, **others: float) -> None:
         step = self.run.step
         row = {"step": step, "tokens": self.spec.train.tokens_at(step), "split": split, "loss": loss, **others}
-        append_json(self.folder.metrics, {key: _finite(value) for key, value in row.items()})
+        self.folder.add_row({key: _finite(value) for key, value in row.items()})
 
     def save(self) -> None:
         """Write a checkpoint, and space the next ones so that writing them stays a small part of the time."""
@@ -230,7 +235,7 @@ class Trial:
             "layers_at_first": self.layers_at_first,
             "seen_at_first": self.seen_at_first,
         }
-        checkpoint.save(self.folder.checkpoint, self.run.state() | extra)
+        checkpoint.save(self.folder.checkpoint, self.run.state() | extra, self.folder.check_held)
         self.saved = self.segment = time.perf_counter()
         cost = self.saved - begun
         self.checkpoint_every_s = max(self.job.checkpoint_every_s, cost / CHECKPOINT_SHARE)
@@ -258,7 +263,8 @@ class Trial:
         """Keep the final weights, commit the record, and only then let go of the checkpoint."""
         if status == "diverged":
             self._row("batch", float("nan"))
-        checkpoint.save(self.folder.weights, {"model": self.run.measured().state_dict(), "step": self.run.step})
+        weights = {"model": self.run.measured().state_dict(), "step": self.run.step}
+        checkpoint.save(self.folder.weights, weights, self.folder.check_held)
         record = self._record(status, reason)
         self.folder.commit(record)
         if status != "stopped":  # another study may want it trained to its end
