@@ -35,7 +35,8 @@ variants:
 seeds: 3
 """
 LASTING = ("status", "metrics", "spec", "layers", "params_total", "train_flops", "tokens", "steps")
-LONGEST_S = {False: 6.0, True: 25.0}  # from one strike to the next: start-up is hit, and so is training
+LONGEST_S = 4.0  # from one strike to the next
+AT_START = 0.25  # so often the first strike does not wait for training to go on
 RESTARTS = 2  # strikes at others than the driver in one run: three deaths would give a trial up
 
 Written = dict[str, tuple[int, bytes]]
@@ -88,6 +89,9 @@ class Chaos:
         self.end()
 
     def _strike_again_and_again(self, command: Command) -> None:
+        if self.random.random() > AT_START:
+            before = self._trained()
+            command.wait_for(lambda: self._trained() != before or command.process.poll() is not None, "training")
         for _ in range(self.random.randint(0, RESTARTS)):
             if not self._wait(command):
                 return
@@ -97,10 +101,15 @@ class Chaos:
 
     def _wait(self, command: Command) -> bool:
         """Some time; whether the command is still there."""
-        deadline = time.monotonic() + self.random.uniform(0, LONGEST_S[self.ray])
+        deadline = time.monotonic() + self.random.uniform(0, LONGEST_S)
         while command.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         return command.process.poll() is None
+
+    def _trained(self) -> list[int]:
+        """How long each curve is."""
+        folders = [self.ledger.trial(each) for each in self.ledger.trial_ids()]
+        return [each.metrics.stat().st_size for each in folders if each.metrics.exists()]
 
     def _strike(self, command: Command, whom: str) -> None:
         driver, others = command.process.pid, sorted(command.alive().keys() - {command.process.pid})

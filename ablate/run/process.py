@@ -23,6 +23,7 @@ from ablate.run.worker import Event, serve
 from ablate.train.trial import Job
 
 GUARD_EVERY_MS = 500
+MAX_TRIES = 3  # to start a worker: the server that forks it can be killed at that moment
 # glibc gives large blocks back to the system and faults them in again at every step; this keeps them
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 28),
@@ -35,6 +36,15 @@ class Worker:
     """A warm process that trains the jobs it is sent, one after another; `pipe` is the driver's end."""
 
     def __init__(self) -> None:
+        for left in reversed(range(MAX_TRIES)):
+            try:
+                self._start()
+                return
+            except (EOFError, OSError):
+                if not left:
+                    raise
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
         _start_server(context)
         self.pipe, theirs = context.Pipe()
