@@ -3,6 +3,7 @@
     results/trials/<id>/spec.json       what was asked
                         metrics.jsonl   the curve: append-only, truncated to its checkpoint on resume
                         checkpoint.pt   the state to go on from, while it has not ended
+                        checkpoint.1.pt the one before, should that be damaged
                         weights.pt      the final weights
                         attempts.jsonl  when and where it started, resumed, ended
                         record.json     how it ended: finished | diverged | failed | stopped
@@ -39,6 +40,7 @@ class TrialFolder:
         self.spec = folder / "spec.json"
         self.metrics = folder / "metrics.jsonl"
         self.checkpoint = folder / "checkpoint.pt"
+        self.older_checkpoint = folder / "checkpoint.1.pt"
         self.weights = folder / "weights.pt"
         self.attempts = folder / "attempts.jsonl"
         self._record = folder / "record.json"
@@ -59,6 +61,17 @@ class TrialFolder:
         for file in (self.checkpoint, self.weights, self._record):
             for part in self.folder.glob(f".{file.name}.*.part"):
                 part.unlink(missing_ok=True)
+
+    def keep_older_checkpoint(self) -> None:
+        """Make place for the next checkpoint, which is written and takes its place at once. Raises `Lost`."""
+        self.check_held()
+        if self.checkpoint.exists():
+            os.replace(self.checkpoint, self.older_checkpoint)
+
+    def forget_checkpoints(self) -> None:
+        """The older one first: of two, the newer is the one to go on from."""
+        self.older_checkpoint.unlink(missing_ok=True)
+        self.checkpoint.unlink(missing_ok=True)
 
     def forget_record(self) -> None:
         """Let a failed trial be tried again; its attempts stay listed."""
