@@ -63,6 +63,7 @@ def run_trial(job: Job) -> Generator[Progress, None, None]:
     folder = ledger.trial(job.trial_id)
     with folder.locked():
         folder.sweep()
+        folder.set_aside_unreadable()
         if (record := folder.record()) is not None:  # ended since this job was planned
             loss = record["metrics"]["loss"]
             yield {"id": job.trial_id, "status": record["status"], "loss": loss, "reused": True}
@@ -362,7 +363,7 @@ def _failure(job: Job, folder: TrialFolder, error: BaseException, wall_s: float)
         "status": "failed",
         "error": f"{kind}: {error}" if str(error) else kind,
         "traceback": None if isinstance(error, UserError) else "".join(traceback.format_exception(error)),
-        "spec": read_json(folder.spec),
+        "spec": read_json(folder.spec) or {},
         "metrics": final_metrics(folder, "failed"),
         "params_total": None,
         "flops_per_token": None,
