@@ -39,6 +39,7 @@ from ablate.draft import Draft, Origin, sections_with
 from ablate.errors import UserError, unknown
 from ablate.hypothesis import hypothesis, smallest
 from ablate.match import TARGETS
+from ablate.names import wrong_with
 from ablate.overlays import BASELINE, compose, ladders
 from ablate.prediction import Prediction, prediction
 from ablate.promoting import Promote, promotion
@@ -226,9 +227,9 @@ def _override(document: Document, text: str) -> None:
 
 def _name(document: Document) -> str:
     name = document.value.get("study", document.file.stem)
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise document.error(("study",), f"{name!r} must be letters, digits, '_', '-' and '.', to name a folder")
-    return name
+    if wrong := wrong_with(name):
+        raise document.error(("study",), f"{str(name)[:150]!r} {wrong}")
+    return str(name)
 
 
 def _header(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.columns import LABELS
+from analysis.records import BadRecord, read_record
 from analysis.table import read_study
 
 NEGLIGIBLE = 0.01  # of the loss: what pruned heads may cost and still not count
@@ -23,17 +23,17 @@ def study_diagnostics(results: Path, study: str) -> pd.DataFrame:
     rows = []
     for label in read_study(results, study)["trials"]:
         kept = {name: label.get(name) or "" for name in LABELS} | {"trial_id": label["id"], "seed": label["seed"]}
-        for name, times in _recorded(Path(results) / "trials" / label["id"] / "record.json").items():
+        for name, times in _recorded(Path(results) / "trials" / label["id"]).items():
             rows += [kept | {"name": name, "at": at, "value": value} for at, value in times.items() if value]
     return pd.DataFrame(rows, columns=["trial_id", *LABELS, "seed", "name", "at", "value"])
 
 
-def _recorded(file: Path) -> dict[str, dict[str, Any]]:
+def _recorded(folder: Path) -> dict[str, dict[str, Any]]:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        record = read_record(folder) or {}
+    except BadRecord:  # the table of trials names it
         return {}
-    return dict(record.get("diagnostics") or {}) if isinstance(record, dict) else {}
+    return dict(record.get("diagnostics") or {})
 
 
 def _final(diagnostics: pd.DataFrame, name: str) -> Iterator[tuple[dict[str, Any], Any]]:

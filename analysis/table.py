@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.columns import BY_NAME, COLUMNS, EARLY, LABELS
 from analysis.errors import AnalysisError
+from analysis.records import BadRecord, BadStudy, read_curve, read_record, read_study_file
 
 
 class TableError(AnalysisError):
@@ -24,13 +25,12 @@ CURVE = ("step", "tokens", "split", "loss")
 
 def read_study(results: Path, study: str) -> dict[str, Any]:
     """The study as it was resolved: labels of its trials, baseline, question, data."""
-    file = Path(results) / "studies" / study / "study.json"
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return read_study_file(Path(results) / "studies" / study / "study.json")
     except FileNotFoundError:
         raise TableError(f"no study {study!r} in {results}") from None
-    except json.JSONDecodeError as error:
-        raise TableError(f"{file}: not whole: {error}") from None
+    except BadStudy as error:
+        raise TableError(str(error)) from None
 
 
 def study_table(results: Path, study: str) -> pd.DataFrame:
@@ -142,15 +142,12 @@ def _scalar(value: Any) -> Any:
 
 
 def _record_values(folder: Path) -> dict[str, Any]:
-    file = folder / "record.json"
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        record = read_record(folder)
+    except BadRecord as error:
+        return {"status": "pending", "error": str(error)}
+    if record is None:
         return {"status": "pending"}
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        record = None
-    if not isinstance(record, dict) or "status" not in record:
-        return {"status": "pending", "error": f"trials/{folder.name}/record.json is not whole"}
     values: dict[str, Any] = {column.name: _dig(record, column.where) for column in COLUMNS if column.where}
     environment = record.get("environment") or {}
     values["hardware"] = environment.get("gpu") or environment.get("cpu")
@@ -165,7 +162,7 @@ def _scores(metrics: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     name = values["metric"] or "loss"
     found: dict[str, Any] = {"metric": name, "better": values["better"] or "lower"}
     found |= {"score": metrics.get(name), "test_score": metrics.get(f"test_{name}")}
-    if values["tokens_per_s"] and values["tokens"]:
+    if values["tokens_per_s"] and values["tokens"] and values["steps"]:
         found["steps_per_s"] = values["tokens_per_s"] * values["steps"] / values["tokens"]
     numbers = {key: each for key, each in metrics.items() if isinstance(each, int | float)}
     others = {f"metrics.{key}" if key in BY_NAME else key: each for key, each in numbers.items() if not _known(key)}
@@ -184,9 +181,10 @@ def _dig(tree: Any, path: str) -> Any:
 
 def _early_loss(file: Path, record: dict[str, Any]) -> float | None:
     """The validation loss at the evaluation nearest, in ratio, to 1/8 of the trial's steps."""
-    if record["status"] != "finished":
+    if record["status"] != "finished" or (record.get("steps") or 0) <= 0:
         return None
-    rows = [row for row in _rows(file) if row["split"] == "valid" and row["step"] > 0 and row["loss"] is not None]
+    valid = [row for row in read_curve(file) if row["split"] == "valid"]
+    rows = [row for row in valid if row["step"] > 0 and row["loss"] is not None]
     target = EARLY * record["steps"]
     nearest = min(rows, key=lambda row: abs(math.log(row["step"] / target)), default=None)
     return nearest["loss"] if nearest else None
@@ -194,19 +192,7 @@ def _early_loss(file: Path, record: dict[str, Any]) -> float | None:
 
 def trial_rows(results: Path, trial_id: str) -> list[dict[str, Any]]:
     """Every evaluation of a trial, in order."""
-    return _rows(Path(results) / "trials" / trial_id / "metrics.jsonl")
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a curve."""
-    rows = []
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue  # torn by a crash
-    return rows
+    return read_curve(Path(results) / "trials" / trial_id / "metrics.jsonl")
 
 
 def finished(table: pd.DataFrame) -> pd.DataFrame:

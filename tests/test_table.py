@@ -121,7 +121,7 @@ def test_a_record_that_is_not_whole_is_pending_and_named(results: Path, torn: st
     (folder / "record.json").write_text(torn)
     table = study_table(results, "made")
     one = row(table, "base", 1)
-    assert (one["status"], one["error"]) == ("pending", f"trials/{folder.name}/record.json is not whole")
+    assert one["status"] == "pending" and one["error"].startswith(f"trials/{folder.name}/record.json is not whole")
     assert np.isnan(one["loss"]) and one["variant"] == "base"
     others = table["trial_id"] != folder.name
     pd.testing.assert_frame_equal(table[others], before[others])

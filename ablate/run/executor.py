@@ -74,7 +74,7 @@ def _given_up(folder: TrialFolder, reason: str, status: str) -> dict[str, Any]:
         "status": status,
         "error": reason,
         "traceback": None,
-        "spec": read_json(folder.spec),
+        "spec": read_json(folder.spec) or {},
         "metrics": {"loss": None, "last_loss": None},
         "params_total": None,
         "flops_per_token": None,

@@ -51,7 +51,7 @@ def write_text(file: Path, text: str) -> None:
 
 def append_json(file: Path, row: dict[str, Any]) -> None:
     """One more line, whole or not at all; those of several processes stay apart. A crash can tear the last line only,
-    which `read_jsonl` leaves out; the next one begins a line of its own."""
+    which `analysis.records.read_lines` leaves out; the next one begins a line of its own."""
     line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
     with open(file, "ab+", buffering=0) as stream:
         with contextlib.suppress(OSError):  # a file system without locks has one writer a file, by the leases
@@ -69,26 +69,11 @@ def append_json(file: Path, row: dict[str, Any]) -> None:
             raise
 
 
-def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; none where it does not exist."""
-    if not file.is_file():
-        return []
-    rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:  # what follows the last is torn
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # torn by a crash
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
 def read_json(file: Path) -> Any:
     """The value in a file, None where it is absent or not whole."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 

@@ -3,6 +3,7 @@
     results/trials/<id>/spec.json       what was asked
                         metrics.jsonl   the curve: append-only, truncated to its checkpoint on resume
                         checkpoint.pt   the state to go on from, while it has not ended
+                        checkpoint.1.pt the one before, should that be damaged
                         weights.pt      the final weights
                         attempts.jsonl  when and where it started, resumed, ended
                         record.json     how it ended: finished | diverged | failed | stopped
@@ -23,10 +24,20 @@ from pathlib import Path
 from typing import Any
 
 from ablate.errors import UserError, unknown
-from ablate.run.files import append_json, read_json, read_jsonl, write_json
+from ablate.names import checked_name, wrong_with
+from ablate.run.files import append_json, write_json
 from ablate.run.lease import Busy, Holder, Lease, held, holder
+from analysis.records import (
+    ENDED,
+    BadRecord,
+    BadStudy,
+    is_number,
+    read_curve,
+    read_lines,
+    read_record,
+    read_study_file,
+)
 
-ENDED = ("finished", "diverged", "failed", "stopped")
 LOCK_PATIENCE_S = 5.0  # a killed worker's lock is freed by the kernel, but not at once
 
 
@@ -39,15 +50,31 @@ class TrialFolder:
         self.spec = folder / "spec.json"
         self.metrics = folder / "metrics.jsonl"
         self.checkpoint = folder / "checkpoint.pt"
+        self.older_checkpoint = folder / "checkpoint.1.pt"
         self.weights = folder / "weights.pt"
         self.attempts = folder / "attempts.jsonl"
         self._record = folder / "record.json"
         self._lease: Lease | None = None  # while this object holds the trial
 
     def record(self) -> dict[str, Any] | None:
-        """How the trial ended, None while it has not."""
-        record = read_json(self._record)
-        return record if isinstance(record, dict) and record.get("status") in ENDED else None
+        """How the trial ended; None while it has not, or where its record cannot be read."""
+        try:
+            return read_record(self.folder)
+        except BadRecord:
+            return None
+
+    def unreadable(self) -> str:
+        """Why its record cannot be read; empty where it can, or where there is none."""
+        try:
+            read_record(self.folder)
+        except BadRecord as error:
+            return str(error)
+        return ""
+
+    def set_aside_unreadable(self) -> None:
+        """Keep a record that cannot be read as record.bad.json: the trial is trained again."""
+        if self.unreadable():
+            os.replace(self._record, self.folder / "record.bad.json")
 
     def commit(self, record: dict[str, Any]) -> None:
         """End the trial. The record is whole or absent, whatever happens while it is written."""
@@ -60,6 +87,17 @@ class TrialFolder:
             for part in self.folder.glob(f".{file.name}.*.part"):
                 part.unlink(missing_ok=True)
 
+    def keep_older_checkpoint(self) -> None:
+        """Make place for the next checkpoint, which is written and takes its place at once. Raises `Lost`."""
+        self.check_held()
+        if self.checkpoint.exists():
+            os.replace(self.checkpoint, self.older_checkpoint)
+
+    def forget_checkpoints(self) -> None:
+        """The older one first: of two, the newer is the one to go on from."""
+        self.older_checkpoint.unlink(missing_ok=True)
+        self.checkpoint.unlink(missing_ok=True)
+
     def forget_record(self) -> None:
         """Let a failed trial be tried again; its attempts stay listed."""
         self._record.unlink(missing_ok=True)
@@ -71,7 +109,9 @@ class TrialFolder:
         append_json(self.attempts, {"event": event, "time": time.time(), "pid": os.getpid(), "host": host, **facts})
 
     def history(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.attempts)
+        """The attempts that are whole."""
+        rows = read_lines(self.attempts)
+        return [row for row in rows if isinstance(row.get("event"), str) and is_number(row.get("time"))]
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Add a line to the curve."""
@@ -79,7 +119,8 @@ class TrialFolder:
         append_json(self.metrics, row)
 
     def rows(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.metrics)
+        """The curve."""
+        return read_curve(self.metrics)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -114,11 +155,13 @@ class TrialFolder:
         return self.holder() is not None
 
     def status(self) -> str:
-        """finished | diverged | failed | stopped | running | pending."""
+        """finished | diverged | failed | stopped | running | unreadable | pending."""
         record = self.record()
         if record is not None:
             return str(record["status"])
-        return "running" if self.running() else "pending"
+        if self.running():
+            return "running"
+        return "unreadable" if self.unreadable() else "pending"
 
 
 class Ledger:
@@ -129,11 +172,12 @@ class Ledger:
         self.cache = root / "cache"
 
     def trial(self, trial_id: str) -> TrialFolder:
-        return TrialFolder(self.root / "trials" / trial_id)
+        """Its folder. Raises `UserError` for a name that could lead out of the results."""
+        return TrialFolder(self.root / "trials" / checked_name("trial", trial_id))
 
     def trial_ids(self) -> list[str]:
         folder = self.root / "trials"
-        return sorted(each.name for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
+        return sorted(each.name for each in _named(folder) if each.is_dir())
 
     def find_trial(self, prefix: str) -> TrialFolder:
         """The trial whose id begins with `prefix`. Raises `UserError` when there is none, or more than one."""
@@ -145,22 +189,31 @@ class Ledger:
         raise UserError(f"no trial {prefix!r} in {self.root / 'trials'}")
 
     def study_folder(self, name: str) -> Path:
-        return self.root / "studies" / name
+        """Where a study is. Raises `UserError` for a name that could lead out of the results."""
+        return self.root / "studies" / checked_name("study", name)
+
+    def study_log(self, name: str) -> list[dict[str, Any]]:
+        """What each `ablate run` of a study trained and reused."""
+        rows = read_lines(self.study_folder(name) / "log.jsonl")
+        lists = [row for row in rows if all(isinstance(row.get(key), list) for key in ("trained", "reused"))]
+        return [row for row in lists if is_number(row.get("time"))]
 
     def study_names(self) -> list[str]:
         folder = self.root / "studies"
-        if not folder.is_dir():
-            return []
-        return sorted(each.name for each in folder.iterdir() if (each / "study.json").is_file())
+        return sorted(each.name for each in _named(folder) if (each / "study.json").is_file())
 
     def study(self, name: str) -> dict[str, Any]:
-        """The study as `ablate run` resolved it. Raises `UserError` with the known names."""
-        study = read_json(self.study_folder(name) / "study.json")
-        if study is None:
+        """The study as `ablate run` resolved it. Raises `UserError` with the known names, or where it is torn."""
+        try:
+            return read_study_file(self.study_folder(name) / "study.json")
+        except FileNotFoundError:
             known = self.study_names()
             where = f"in {self.root}"
-            raise UserError(f"{unknown('study', name, known)} {where}" if known else f"no study {name!r} {where}")
-        return dict(study)
+            raise UserError(
+                f"{unknown('study', name, known)} {where}" if known else f"no study {name!r} {where}"
+            ) from None
+        except BadStudy as error:
+            raise UserError(f"{error}; `ablate run` writes it anew") from None
 
     @contextmanager
     def study_lock(self, name: str) -> Iterator[None]:
@@ -176,3 +229,8 @@ class Ledger:
                     busy.who,
                 ) from None
             yield
+
+
+def _named(folder: Path) -> list[Path]:
+    """What is in a folder under names that the harness gives; nothing where there is no folder."""
+    return [each for each in folder.iterdir() if not wrong_with(each.name)] if folder.is_dir() else []

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ablate.errors import plural
-from ablate.run.ledger import ENDED, Ledger
+from ablate.run.ledger import Ledger
 from analysis.columns import cell_name
+from analysis.records import ENDED
 
 LEFT_OUT = "not needed"  # by the planner, which has ended without it
-STATES = (*ENDED, "running", "pending", LEFT_OUT)
+STATES = (*ENDED, "running", "pending", "unreadable", LEFT_OUT)
 
 
 def study_status(ledger: Ledger, name: str) -> dict[str, Any]:
@@ -26,11 +27,12 @@ def study_status(ledger: Ledger, name: str) -> dict[str, Any]:
         if enough and state == "pending":
             state = LEFT_OUT
         counts[state] += 1
-        labels = {key: trial[key] for key in ("id", "stage", "variant", "size", "axes", "budget", "seed")} | {
-            "tuned": trial.get("tuned", {})
+        labels = {key: trial[key] for key in ("id", "variant", "size", "axes", "budget", "seed")} | {
+            "stage": trial.get("stage", ""),
+            "tuned": trial.get("tuned", {}),
         }
         loss = record["metrics"]["loss"] if record else None
-        error = record.get("error") if record else None
+        error = record.get("error") if record else folder.unreadable() or None
         trials.append({**labels, "status": state, "loss": loss, "error": error})
     return {"study": name, "total": len(trials), **counts, "enough": enough, "trials": trials}
 

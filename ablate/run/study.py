@@ -51,7 +51,7 @@ class Outcome:
     def exit_code(self) -> int:
         if self.interrupted:
             return 130
-        bad = ("failed",) if self.enough else ("failed", "pending")
+        bad = ("failed",) if self.enough else ("failed", "pending", "unreadable")
         return 1 if any(status in bad for status in self.statuses.values()) else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ablate.run.files import read_json, read_jsonl
+from ablate.run.files import read_json
 from ablate.run.ledger import Ledger
 from ablate.spec import flatten
 
@@ -21,7 +21,7 @@ def explain(ledger: Ledger, trial_id: str) -> dict[str, Any]:
     record = folder.record()
     uses = []
     for name in ledger.study_names():
-        for entry in read_jsonl(ledger.study_folder(name) / "log.jsonl"):
+        for entry in ledger.study_log(name):
             for verdict in ("trained", "reused"):
                 if folder.id in entry[verdict]:
                     uses.append({"study": name, "time": entry["time"], "verdict": verdict})
@@ -29,7 +29,7 @@ def explain(ledger: Ledger, trial_id: str) -> dict[str, Any]:
     return {
         "id": folder.id,
         "status": folder.status(),
-        "error": record.get("error") if record else None,
+        "error": record.get("error") if record else folder.unreadable() or None,
         "traceback": record.get("traceback") if record else None,
         "reason": _reason(folder.status(), uses),
         "attempts": folder.history(),
@@ -44,6 +44,8 @@ def _reason(status: str, uses: list[dict[str, Any]]) -> str:
         return "a process is training it now"
     if status == "pending":
         return "it has no record yet: the next run of its study trains it, from its checkpoint if there is one"
+    if status == "unreadable":
+        return "its record cannot be read: the next run of its study sets it aside and trains the trial again"
     if status == "failed":
         return "its record says failed: it is not run again unless --retry-failed is given"
     reused = sum(use["verdict"] == "reused" for use in uses)
@@ -72,8 +74,9 @@ def _nearest(ledger: Ledger, trial_id: str) -> tuple[str | None, dict[str, list[
 
 
 def _fields(ledger: Ledger, trial_id: str) -> dict[str, Any]:
-    tree = read_json(ledger.trial(trial_id).spec) or {}
-    return {path: value for path, value in flatten(tree) if not path.startswith(IGNORED)}
+    tree = read_json(ledger.trial(trial_id).spec)
+    fields = flatten(tree) if isinstance(tree, dict) else ()
+    return {path: value for path, value in fields if not path.startswith(IGNORED)}
 
 
 def print_explanation(tree: dict[str, Any]) -> None:

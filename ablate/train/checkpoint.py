@@ -1,17 +1,37 @@
-"""Checkpoints: everything a trial needs to go on with the same numbers, written by rename."""
+"""Checkpoints: everything a trial needs to go on with the same numbers, written by rename.
+
+A file is what `torch.save` writes, then one line with the SHA-256 of that, so that what a disk has changed is found.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from ablate.run.files import write_whole
 
 State = dict[str, Any]
+MARK = b"\nsha256 "
+TRAILER = len(MARK) + 64 + 1  # its hexadecimal digits, and the end of the line
+
+
+class _Hashed:
+    """A stream that counts what is written to it into a hash."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.stream, self.hash = stream, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.hash.update(content)
+        return self.stream.write(content)
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 def save(file: Path, state: State, check: Callable[[], None] | None = None) -> None:
@@ -20,7 +40,9 @@ def save(file: Path, state: State, check: Callable[[], None] | None = None) -> N
 
     def write(part: Path) -> None:
         with open(part, "wb") as stream:  # an open file, because torch's own writer does not say why it failed
-            torch.save(state, stream)
+            hashed = _Hashed(stream)
+            torch.save(state, hashed)  # type: ignore[arg-type]
+            stream.write(MARK + hashed.hash.hexdigest().encode() + b"\n")
 
     try:
         write_whole(file, write, check)
@@ -31,11 +53,28 @@ def save(file: Path, state: State, check: Callable[[], None] | None = None) -> N
 
 
 def load(file: Path) -> State | None:
-    """The state in a file, on the CPU; None where there is none or it cannot be read as one."""
-    if not file.is_file():
+    """The state in a file, on the CPU; None where there is none, or it is not what was written."""
+    if not file.is_file() or not is_whole(file):
         return None
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
         return None
     return state if isinstance(state, dict) else None
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file ends with the checksum of what is before it."""
+    left = file.stat().st_size - TRAILER
+    content = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while left > 0 and (block := stream.read(min(left, 1 << 20))):
+            content.update(block)
+            left -= len(block)
+        return left == 0 and stream.read() == MARK + content.hexdigest().encode() + b"\n"
+
+
+def hash_of(file: Path, size: int) -> str:
+    """SHA-256 of the first `size` bytes of a file."""
+    with open(file, "rb") as stream:
+        return hashlib.sha256(stream.read(size)).hexdigest()

@@ -17,7 +17,11 @@ def load_weights(file: Path) -> dict[str, Tensor]:
     """The weights that a finished trial left. Raises `UserError`."""
     state = checkpoint.load(file)
     if state is None:
-        raise UserError(f"{file}: the weights that this trial begins from are missing or not whole")
+        how = "damaged: they are not what was written" if file.is_file() else "missing"
+        raise UserError(
+            f"{file}: the weights that this trial begins from are {how}; remove the folder of that trial, run the "
+            "command again to train it anew, and then with --retry-failed"
+        )
     return dict(state["model"])
 
 

@@ -63,6 +63,7 @@ def run_trial(job: Job) -> Generator[Progress, None, None]:
     folder = ledger.trial(job.trial_id)
     with folder.locked():
         folder.sweep()
+        folder.set_aside_unreadable()
         if (record := folder.record()) is not None:  # ended since this job was planned
             loss = record["metrics"]["loss"]
             yield {"id": job.trial_id, "status": record["status"], "loss": loss, "reused": True}
@@ -165,24 +166,34 @@ class Trial:
         self._resume()
 
     def _resume(self) -> None:
-        """Go on from the checkpoint, with the curve cut back to it; or begin."""
-        state = checkpoint.load(self.folder.checkpoint)
-        if state is not None:
-            size = self.folder.metrics.stat().st_size if self.folder.metrics.exists() else 0
-            if size >= state["metrics_bytes"]:
+        """Go on from the newest checkpoint that is whole, with the curve cut back to it; or begin. A damaged one is
+        removed, and named in the attempts."""
+        damaged: dict[str, Any] = {}
+        for file in (self.folder.checkpoint, self.folder.older_checkpoint):
+            state = checkpoint.load(file)
+            if state is not None and self._fits_curve(state):
                 self.run.restore(state)
                 self.train_s, self.wall_before_s = state["train_s"], state["wall_s"]
                 self.last_loss = state["last_loss"]
                 self.layers_at_first = state["layers_at_first"]
                 self.seen_at_first = state["seen_at_first"]
                 os.truncate(self.folder.metrics, state["metrics_bytes"])
-                self.folder.note("resume", step=self.run.step)
+                self.folder.note("resume", step=self.run.step, **damaged)
                 return
+            if file.exists():
+                damaged = {"fell_back": [*damaged.get("fell_back", []), file.name]}
+                file.unlink()
         self.folder.metrics.write_bytes(b"")
-        self.folder.note("start", step=0)
+        self.folder.note("start", step=0, **damaged)
         self.layers_at_first = self.run.by_layer()
         self.seen_at_first = diagnose(self.run, final=False)
         self._evaluate()
+
+    def _fits_curve(self, state: checkpoint.State) -> bool:
+        """Whether the curve still begins with what it was when the checkpoint was written."""
+        size = state["metrics_bytes"]
+        known = self.folder.metrics.exists() and self.folder.metrics.stat().st_size >= size
+        return known and checkpoint.hash_of(self.folder.metrics, size) == state["metrics_sha256"]
 
     def until_evaluation(self) -> Iterator[Progress]:
         """Train up to the next evaluation, and evaluate."""
@@ -227,15 +238,17 @@ class Trial:
         begun = time.perf_counter()
         with open(self.folder.metrics, "rb") as stream:
             os.fsync(stream.fileno())
+        size = self.folder.metrics.stat().st_size
         extra = {
-            "metrics_bytes": self.folder.metrics.stat().st_size,
+            "metrics_bytes": size,
+            "metrics_sha256": checkpoint.hash_of(self.folder.metrics, size),
             "train_s": self.train_s,
             "wall_s": self.wall_s(),
             "last_loss": self.last_loss,
             "layers_at_first": self.layers_at_first,
             "seen_at_first": self.seen_at_first,
         }
-        checkpoint.save(self.folder.checkpoint, self.run.state() | extra, self.folder.check_held)
+        checkpoint.save(self.folder.checkpoint, self.run.state() | extra, self.folder.keep_older_checkpoint)
         self.saved = self.segment = time.perf_counter()
         cost = self.saved - begun
         self.checkpoint_every_s = max(self.job.checkpoint_every_s, cost / CHECKPOINT_SHARE)
@@ -260,7 +273,7 @@ class Trial:
         }
 
     def finish(self, status: str, reason: str | None = None) -> dict[str, Any]:
-        """Keep the final weights, commit the record, and only then let go of the checkpoint."""
+        """Keep the final weights, commit the record, and only then let go of the checkpoints."""
         if status == "diverged":
             self._row("batch", float("nan"))
         weights = {"model": self.run.measured().state_dict(), "step": self.run.step}
@@ -268,7 +281,7 @@ class Trial:
         record = self._record(status, reason)
         self.folder.commit(record)
         if status != "stopped":  # another study may want it trained to its end
-            self.folder.checkpoint.unlink(missing_ok=True)
+            self.folder.forget_checkpoints()
         return record
 
     def _record(self, status: str, reason: str | None) -> dict[str, Any]:
@@ -350,7 +363,7 @@ def _failure(job: Job, folder: TrialFolder, error: BaseException, wall_s: float)
         "status": "failed",
         "error": f"{kind}: {error}" if str(error) else kind,
         "traceback": None if isinstance(error, UserError) else "".join(traceback.format_exception(error)),
-        "spec": read_json(folder.spec),
+        "spec": read_json(folder.spec) or {},
         "metrics": final_metrics(folder, "failed"),
         "params_total": None,
         "flops_per_token": None,

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.columns import LABELS, cell_name
+from analysis.records import read_record
 
 
 def configurations(results: Path, baseline: str, table: pd.DataFrame) -> dict[str, Any]:
@@ -57,8 +58,9 @@ def _settings(results: Path, trials: pd.DataFrame) -> dict[str, str] | None:
     ended = trials.loc[trials["status"] != "pending", "trial_id"]
     if not len(ended):
         return None
-    record = json.loads((results / "trials" / ended.iloc[0] / "record.json").read_text(encoding="utf-8"))
-    asked = {name: value for name, value in record["spec"].items() if name not in ("seed", "parent", "resources")}
+    record = read_record(results / "trials" / ended.iloc[0]) or {}
+    spec = record.get("spec") or {}
+    asked = {name: value for name, value in spec.items() if name not in ("seed", "parent", "resources")}
     return dict(_leaves(asked, ""))
 
 

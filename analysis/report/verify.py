@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis.columns import CELL
 from analysis.errors import AnalysisError
+from analysis.records import BadRecord, read_record
 from analysis.report.files import BEHIND, hashes
 from analysis.table import read_study, trial_rows
 
@@ -60,15 +61,12 @@ def _changed_records(results: Path, folder: Path) -> Iterator[str]:
 def _torn_records(results: Path, study: str) -> Iterator[str]:
     """Records that do not say what their own curves end with."""
     for label in read_study(results, study)["trials"]:
-        file = results / "trials" / label["id"] / "record.json"
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            record = read_record(results / "trials" / label["id"])
+        except BadRecord as error:
+            yield str(error)
             continue
-        except json.JSONDecodeError as error:
-            yield f"trials/{label['id']}/record.json is not whole: {error}"
-            continue
-        if record.get("status") == "finished":
+        if record is not None and record["status"] == "finished":
             yield from _against_curve(label["id"], record["metrics"], trial_rows(results, label["id"]))
 
 
