@@ -14,12 +14,11 @@ from multiprocessing.connection import wait
 
 from ablate.errors import UserError
 from ablate.run.executor import MAX_DEATHS, Deaths, Fatal, OnEvent
+from ablate.run.limits import STOP_PATIENCE_S, Limit
 from ablate.run.process import Worker
 from ablate.run.worker import work
 from ablate.spec import Resources
 from ablate.train.trial import Job
-
-STOP_PATIENCE_S = 20.0
 
 Work = tuple[Job, Resources]
 
@@ -31,6 +30,7 @@ class Slot:
     worker: Worker = field(default_factory=Worker)
     work: Work | None = None
     gpu: int | None = None
+    limit: Limit | None = None
 
 
 class LocalExecutor:
@@ -73,7 +73,7 @@ class LocalExecutor:
     def _run_here(self, jobs: Sequence[Work], on_event: OnEvent, stop: threading.Event) -> None:
         for job, need in jobs:
             device = "cuda" if need.gpus else "cpu"
-            events = work(replace(job, device=device, threads=need.cpus))
+            events, limit = work(replace(job, device=device, threads=need.cpus)), Limit(job)
             for event in events:
                 if "fatal" in event:
                     raise Fatal(event["fatal"], event["code"])
@@ -81,6 +81,11 @@ class LocalExecutor:
                 if stop.is_set():
                     events.close()
                     return
+                if limit.over():
+                    events.close()
+                    if (ended := limit.fail()) is not None:
+                        on_event(ended)
+                    break
 
     def _assign(self, pool: list[Slot], waiting: deque[Work]) -> None:
         """Give idle workers the first trials whose resources are free."""
@@ -92,7 +97,7 @@ class LocalExecutor:
                 return
             job, need = slot.work = waiting[found]
             del waiting[found]
-            slot.gpu = self._free_gpu(need.gpus or 0)
+            slot.gpu, slot.limit = self._free_gpu(need.gpus or 0), Limit(job)
             self.free_cpus -= need.cpus
             if slot.gpu is not None:
                 self.free_gpus[slot.gpu] -= need.gpus or 0
@@ -114,7 +119,7 @@ class LocalExecutor:
 
     @staticmethod
     def _replace(slot: Slot) -> None:
-        slot.worker.kill()
+        slot.worker.discard()
         slot.worker = Worker()
 
     def _free_gpu(self, share: float) -> int | None:
@@ -125,6 +130,9 @@ class LocalExecutor:
     def _listen(self, pool: list[Slot], waiting: deque[Work], on_event: OnEvent) -> None:
         """Wait for events and deaths; whatever a dead worker was doing goes back to the front."""
         busy = {slot.worker.pipe: slot for slot in pool if slot.work}
+        for slot in busy.values():
+            if slot.limit is not None:
+                slot.limit.enforce(slot.worker)
         for pipe in wait(list(busy), timeout=0.5):
             slot = busy[pipe]  # type: ignore[index]
             try:
@@ -153,9 +161,11 @@ class LocalExecutor:
         job, need = self._release(slot)
         how = slot.worker.fate()
         self._replace(slot)
-        if (event := self.deaths.count(job, how)) is not None:
+        out_of_time = slot.limit is not None and slot.limit.enforced
+        event = slot.limit.fail() if slot.limit and out_of_time else self.deaths.count(job, how)
+        if event is not None:
             on_event(event)
-        else:
+        elif not out_of_time:
             waiting.appendleft((job, need))
 
     def _end(self, pool: list[Slot]) -> None:

@@ -245,6 +245,7 @@ class StudyRun:
             plugins=registry.plugin_files(),
             until=ask.until,
             stop=ask.stop,
+            hours=ask.trial.spec.resources.hours,
         )
 
     def _needs(self, trial: PlannedTrial) -> Resources:

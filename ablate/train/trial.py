@@ -49,6 +49,7 @@ class Job:
     plugins: dict[str, str] = field(default_factory=dict)  # path -> hash of its syntax tree
     until: int | None = None  # pause after this step, leaving a checkpoint
     stop: bool = False  # end it where it stands
+    hours: float | None = None  # of wall time, which whoever started the worker watches
 
 
 def run_trial(job: Job) -> Generator[Progress, None, None]:
