@@ -8,6 +8,8 @@
                         record.json     how it ended: finished | diverged | failed | stopped
     results/studies/<name>/study.json   the trials of a study with their labels; why some are not needed, if so
                            log.jsonl    what each `ablate run` trained and reused
+                           command.json where its grid came from, and its options, for `ablate resume`
+                           pause        asks its driver to stop
 
 The ledger is the truth: neither Ray's state nor MLflow is ever read back to decide what is done.
 """
@@ -133,6 +135,10 @@ class Ledger:
 
     def study_folder(self, name: str) -> Path:
         return self.root / "studies" / name
+
+    def pause_file(self, name: str) -> Path:
+        """The file that asks the driver of a study to stop."""
+        return self.study_folder(name) / "pause"
 
     def study_names(self) -> list[str]:
         folder = self.root / "studies"

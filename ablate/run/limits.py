@@ -50,8 +50,8 @@ class Limit:
         return None if self.folder.record() else give_up(self.folder, f"time limit: {self.job.hours:g} h")
 
 
-def attempts_s(folder: TrialFolder, since_end: bool = False) -> list[float]:
-    """Seconds of each attempt at a trial; `since_end`: of those after it last ended.
+def attempts_s(folder: TrialFolder, since_end: bool = False, study: str | None = None) -> list[float]:
+    """Seconds of each attempt at a trial; `since_end`: of those after it last ended; `study`: of those it made.
 
     The latest one may have no end, as its driver was killed: it counts up to what it wrote last.
     """
@@ -59,7 +59,7 @@ def attempts_s(folder: TrialFolder, since_end: bool = False) -> list[float]:
     begun: float | None = None
     for note in folder.history():
         if note["event"] in BEGIN:
-            begun = note["time"]
+            begun = note["time"] if study in (None, note.get("study")) else None
         elif note["event"] in END and begun is not None:
             found.append(max(0.0, note["time"] - begun))
             begun = None

@@ -72,6 +72,8 @@ class LocalExecutor:
 
     def _run_here(self, jobs: Sequence[Work], on_event: OnEvent, stop: threading.Event) -> None:
         for job, need in jobs:
+            if stop.is_set():
+                return
             device = "cuda" if need.gpus else "cpu"
             events, limit = work(replace(job, device=device, threads=need.cpus)), Limit(job)
             for event in events:

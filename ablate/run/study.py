@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +15,7 @@ from ablate.designs import Designed
 from ablate.hypothesis import registration
 from ablate.resolve import default_gpus
 from ablate.rows import Plan, PlannedTrial
+from ablate.run.budget import Budget, Budgeted, by_priority
 from ablate.run.executor import Executor, give_up
 from ablate.run.files import append_json, write_json, write_text
 from ablate.run.ledger import Ledger
@@ -27,30 +24,36 @@ from ablate.run.predict_planner import PredictPlanner
 from ablate.run.progress import ProgressView
 from ablate.run.promote_planner import PromotePlanner
 from ablate.run.race_planner import RacePlanner
+from ablate.run.stopping import INTERRUPTED, Stop
 from ablate.run.tracking import BackgroundMirror, Mirror
 from ablate.run.tune_planner import TunePlanner
 from ablate.run.worker import Event
 from ablate.spec import Resources
 from ablate.train.trial import Job, plan_trial
 
+AS_ASKED = 3  # exit code: trials are left, as the command was asked; the same command goes on
+
 
 @dataclass
 class Outcome:
-    """What a run came to. `interrupted` is true when it was asked to stop before the end."""
+    """What a run came to. `stopped` says why it ended before its work was done, if so: see `ablate.run.stopping`."""
 
     trained: list[str]
     reused: list[str]
     statuses: dict[str, str]
-    interrupted: bool
+    stopped: str
     tracking_trouble: str | None
     enough: str = ""  # why the planner asked for no more, where it leaves trials out
+    trimmed: bool = False  # by a budget
 
     @property
     def exit_code(self) -> int:
-        if self.interrupted:
-            return 130
+        if self.stopped:
+            return 130 if self.stopped == INTERRUPTED else AS_ASKED
         bad = ("failed",) if self.enough else ("failed", "pending")
-        return 1 if any(status in bad for status in self.statuses.values()) else 0
+        if any(status in bad for status in self.statuses.values()):
+            return 1
+        return AS_ASKED if self.trimmed else 0
 
 
 def study_tree(plan: Plan) -> dict[str, Any]:
@@ -122,18 +125,29 @@ def write_study(ledger: Ledger, plan: Plan, enough: str = "") -> dict[str, Any]:
 class StudyRun:
     """Trains what a plan misses, with one executor, under the study's lock."""
 
-    def __init__(self, ledger: Ledger, plan: Plan, executor: Executor, console: Console, checkpoint_every_s: float):
+    def __init__(
+        self,
+        ledger: Ledger,
+        plan: Plan,
+        executor: Executor,
+        console: Console,
+        checkpoint_every_s: float,
+        deadline: float | None = None,  # by `time.monotonic`: no trial begins after it
+        budget: Budget | None = None,
+    ):
         self.ledger = ledger
         self.plan = plan
         self.executor = executor
         self.console = console
         self.checkpoint_every_s = checkpoint_every_s
-        self.stop = threading.Event()
+        self.budget = budget
+        self.stop = Stop(console, ledger.pause_file(plan.grid.name), deadline)
 
     def run(self, tracking_uri: str, retry_failed: bool = False) -> Outcome:
-        """Run to the end, or until a signal asks to stop. Raises `Fatal` when the machine is at fault."""
+        """Run to the end, or until something asks to stop. Raises `Fatal` when the machine is at fault."""
         self._register()
         planner = self._planner_of_whole_plan(retry_failed)
+        within = self._within_budget(planner)
         study = write_study(self.ledger, self.plan)
         done = self._done()
         reused = list(done)
@@ -145,20 +159,29 @@ class StudyRun:
         missing = {trial.id: trial for trial in self.plan.trials if trial.id not in done}
         view = ProgressView(missing, self.console)
         try:
-            with self._signals(), view:
-                while not self.stop.is_set() and (batch := planner.next(done)):
+            with self.stop.watching(), view:
+                while not self.stop.event.is_set() and (batch := within.next(done)):
                     if isinstance(planner, TunePlanner) and planner.plan is not self.plan:
                         self._grow(planner.plan, mirror, view, done)
-                    self._train(batch, view, mirror, trained)
+                    self._train(by_priority(self.plan, batch), view, mirror, trained)
                     done = self._done()
-                if not self.stop.is_set():
+                if not self.stop.event.is_set():
                     self._end_orphans(done, mirror)
-                    mirror.mirror.study_is(write_study(self.ledger, self.plan, planner.told))
+                    mirror.mirror.study_is(write_study(self.ledger, self.plan, within.told))
         finally:
             trouble = mirror.close()
             self._log(begun, trained, reused)
         statuses = {trial.id: self.ledger.trial(trial.id).status() for trial in self.plan.trials}
-        return Outcome(trained, reused, statuses, self.stop.is_set(), trouble, planner.told)
+        trimmed = isinstance(within, Budgeted) and bool(within.left_out)
+        return Outcome(trained, reused, statuses, self.stop.reason, trouble, within.told, trimmed)
+
+    def _within_budget(self, planner: Planner) -> Planner:
+        if self.budget is None:
+            return planner
+        return Budgeted(planner, self.budget, self.ledger, self._say)
+
+    def _say(self, words: str) -> None:
+        self.console.print(words, markup=False, soft_wrap=True)
 
     def _grow(self, plan: Plan, mirror: BackgroundMirror, view: ProgressView, done: Mapping[str, str]) -> None:
         """Go on with a plan that has more trials, which follow from those that have ended."""
@@ -235,7 +258,7 @@ class StudyRun:
                 trained.append(event["id"])
                 mirror.add(event["id"])
 
-        self.executor.run(work, on_event, self.stop)
+        self.executor.run(work, on_event, self.stop.event)
 
     def _job(self, ask: Ask) -> Job:
         return Job(
@@ -245,6 +268,7 @@ class StudyRun:
             plugins=registry.plugin_files(),
             until=ask.until,
             stop=ask.stop,
+            study=self.plan.grid.name,
             hours=ask.trial.spec.resources.hours,
         )
 
@@ -256,23 +280,3 @@ class StudyRun:
             self.ledger.study_folder(self.plan.grid.name) / "log.jsonl",
             {"time": begun, "ended": time.time(), "trained": trained, "reused": reused},
         )
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask to stop; a second one insists."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self.stop.is_set():
-                raise KeyboardInterrupt
-            self.stop.set()
-            self.console.print("stopping: trials under way leave a checkpoint (again to stop at once)")
-
-        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)

@@ -49,6 +49,7 @@ class Job:
     plugins: dict[str, str] = field(default_factory=dict)  # path -> hash of its syntax tree
     until: int | None = None  # pause after this step, leaving a checkpoint
     stop: bool = False  # end it where it stands
+    study: str = ""  # for which it is trained
     hours: float | None = None  # of wall time, which whoever started the worker watches
 
 
@@ -172,10 +173,10 @@ class Trial:
                 self.layers_at_first = state["layers_at_first"]
                 self.seen_at_first = state["seen_at_first"]
                 os.truncate(self.folder.metrics, state["metrics_bytes"])
-                self.folder.note("resume", step=self.run.step)
+                self.folder.note("resume", step=self.run.step, study=self.job.study)
                 return
         self.folder.metrics.write_bytes(b"")
-        self.folder.note("start", step=0)
+        self.folder.note("start", step=0, study=self.job.study)
         self.layers_at_first = self.run.by_layer()
         self.seen_at_first = diagnose(self.run, final=False)
         self._evaluate()
