@@ -90,6 +90,7 @@ class Budgeted:
         if not asks:
             return []
         self._index(asks)
+        self.rates.refresh()
         everything = isinstance(self.planner, GridPlanner)  # which asks for all of its plan sooner or later
         open_ = [trial for trial in self.plan.trials if trial.id not in done and trial.id not in self.left_out]
         asked = [trial for trial in open_ if trial.id in self._asks]

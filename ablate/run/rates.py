@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,51 +11,46 @@ from ablate.resolve import default_gpus
 from ablate.rows import PlannedTrial
 from ablate.run.environment import cpu_model
 from ablate.run.ledger import Ledger
-from ablate.spec import to_tree
+from ablate.spec import digest, to_tree
 
-
-@dataclass(frozen=True)
-class Measured:
-    """One finished trial: its architecture, where it ran, its executed training FLOPs a second of wall time."""
-
-    arch: Any
-    device: str
-    name: str
-    rate: float
+Kind = tuple[str, str | None, str | None]  # of device, its name, digest of an architecture; None where any will do
 
 
 class Rates:
-    """Of the finished trials of a ledger. Records are read once: they do not change."""
+    """Executed training FLOPs a second of wall time, of the finished trials of a ledger as of the last `refresh`."""
 
     def __init__(self, ledger: Ledger):
         self.ledger = ledger
-        self._found: dict[str, Measured | None] = {}
+        self._read: set[str] = set()
+        self._rates: dict[Kind, list[float]] = {}
+
+    def refresh(self) -> None:
+        """Read the records that are not known. They do not change."""
+        for trial_id in self.ledger.trial_ids():
+            if trial_id not in self._read and (record := self.ledger.trial(trial_id).record()) is not None:
+                self._read.add(trial_id)
+                self._enter(record)
 
     def of(self, trial: PlannedTrial) -> float | None:
-        """FLOPs a second that a trial will reach: the median of those of its variant and size, else of any.
+        """What a trial will reach: the median of those of its variant and size, else of any.
 
         Of those on the same kind of device, and on one of this name where there are such. None where there is none.
         """
         device = "cuda" if default_gpus(trial.spec) else "cpu"
-        found = [each for each in self._all() if each.device == device]
-        found = [each for each in found if each.name == _name(device)] or found
-        arch = to_tree(trial.spec.arch)
-        found = [each for each in found if each.arch == arch] or found
-        return statistics.median(each.rate for each in found) if found else None
-
-    def _all(self) -> list[Measured]:
-        for trial_id in self.ledger.trial_ids():
-            if trial_id not in self._found and (record := self.ledger.trial(trial_id).record()) is not None:
-                self._found[trial_id] = _measured(record)
-        return [each for each in self._found.values() if each is not None]
-
-
-def _measured(record: dict[str, Any]) -> Measured | None:
-    where = record.get("environment") or {}
-    if record["status"] != "finished" or not record.get("train_flops") or not record.get("wall_s"):
+        name, arch = _name(device), digest(to_tree(trial.spec.arch))
+        for kind in ((device, name, arch), (device, name, None), (device, None, arch), (device, None, None)):
+            if kind in self._rates:
+                return statistics.median(self._rates[kind])
         return None
-    name = where.get("gpu") or where.get("cpu") or ""
-    return Measured(record["spec"]["arch"], where.get("device", ""), name, record["train_flops"] / record["wall_s"])
+
+    def _enter(self, record: dict[str, Any]) -> None:
+        where = record.get("environment") or {}
+        if record["status"] != "finished" or not record.get("train_flops") or not record.get("wall_s"):
+            return
+        device, arch = where.get("device", ""), digest(record["spec"]["arch"])
+        name = where.get("gpu") or where.get("cpu") or ""
+        for kind in ((device, name, arch), (device, name, None), (device, None, arch), (device, None, None)):
+            self._rates.setdefault(kind, []).append(record["train_flops"] / record["wall_s"])
 
 
 def _name(device: str) -> str:
