@@ -97,6 +97,16 @@ def _study_commands(sub: Any) -> None:
         help="train what fits, by priority, leave out the rest: '40 gpu-h', '8 cpu-h', '1e18 flops'",
     )
 
+    run.add_argument(
+        "--pack",
+        type=_count,
+        nargs="?",
+        const=8,
+        default=0,
+        metavar="N",
+        help="let trials share a GPU as far as its memory goes, N at most (default: 8); several run slower each",
+    )
+
     pause = _command(sub, "pause", "stop a running study, here or on another host; `resume` goes on", commands.pause)
     pause.add_argument("study", metavar="STUDY")
     _results(pause)

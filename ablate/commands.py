@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from ablate.run.ledger import Ledger
 
 
-KEPT = ("executor", "workers", "address", "tracking_uri", "checkpoint_every", "max_hours", "budget")  # by `resume`
+KEPT = (
+    "executor",
+    "workers",
+    "address",
+    "tracking_uri",
+    "checkpoint_every",
+    "max_hours",
+    "budget",
+    "pack",
+)  # by `resume`
 
 
 def run(options: Namespace) -> int:
@@ -113,14 +122,19 @@ def _executor(options: Namespace, plan: Plan) -> Executor:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shares = [default_gpus(row.spec) for row in plan.rows]
     slots = int(gpus / min(shares)) if gpus and min(shares) > 0 else cpus
+    if options.pack and not gpus:
+        raise UserError(f"--pack {options.pack}: this machine has no GPU to share")
     if options.executor == "ray":
+        if options.pack:
+            raise UserError("--pack is for the local executor: with Ray give trials a share, as resources.gpus: 0.25")
         from ablate.run.ray_executor import RayExecutor
 
         log = options.results / "studies" / plan.grid.name / "ray.log"
         return RayExecutor(options.workers or slots, gpus, options.address, log)
     from ablate.run.local import LocalExecutor
 
-    return LocalExecutor(slots if options.workers is None else options.workers, gpus)
+    slots = gpus * options.pack if options.pack else slots
+    return LocalExecutor(slots if options.workers is None else options.workers, gpus, options.pack)
 
 
 def _make_folder(folder: Path) -> None:

@@ -19,6 +19,7 @@ from ablate.run.budget import Budget, Budgeted, by_priority
 from ablate.run.executor import Executor, give_up
 from ablate.run.files import append_json, write_json, write_text
 from ablate.run.ledger import Ledger
+from ablate.run.memory import Needs
 from ablate.run.planner import Ask, GridPlanner, Planner, RungPlanner
 from ablate.run.predict_planner import PredictPlanner
 from ablate.run.progress import ProgressView
@@ -141,6 +142,7 @@ class StudyRun:
         self.console = console
         self.checkpoint_every_s = checkpoint_every_s
         self.budget = budget
+        self.needs = Needs(ledger)
         self.stop = Stop(console, ledger.pause_file(plan.grid.name), deadline)
 
     def run(self, tracking_uri: str, retry_failed: bool = False) -> Outcome:
@@ -248,6 +250,7 @@ class StudyRun:
                 mirror.add(trial.id)
 
     def _train(self, batch: list[Ask], view: ProgressView, mirror: BackgroundMirror, trained: list[str]) -> None:
+        self.needs.refresh()
         work = [(self._job(ask), self._needs(ask.trial)) for ask in batch]
         for ask in batch:
             plan_trial(self.ledger, ask.trial.spec)
@@ -269,6 +272,7 @@ class StudyRun:
             until=ask.until,
             stop=ask.stop,
             study=self.plan.grid.name,
+            memory_bytes=self.needs.of(ask.trial),
             hours=ask.trial.spec.resources.hours,
         )
 

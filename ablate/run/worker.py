@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 from collections.abc import Generator
 from multiprocessing.connection import Connection
 from typing import Any
+
+import torch
 
 from ablate.errors import UserError
 from ablate.train.trial import Job, run_trial
@@ -50,6 +53,14 @@ def serve(pipe: Connection) -> None:
                 if pipe.poll():
                     events.close()
                     return
+            _let_go()
             pipe.send({"id": job.trial_id, "idle": True})
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(1)  # the driver was killed: the ledger has what there is
+
+
+def _let_go() -> None:
+    """Give the GPU's memory back: others may share it while this worker waits."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()

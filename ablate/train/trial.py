@@ -30,6 +30,7 @@ from ablate.train import checkpoint
 from ablate.train.fitted import new_run
 from ablate.train.run import Diverged
 
+OUT_OF_MEMORY = "out of memory"  # begins the error of a trial that ran out of it
 CHECKPOINT_SHARE = 0.02  # at most this part of a trial's time goes into checkpoints
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 
@@ -50,6 +51,7 @@ class Job:
     until: int | None = None  # pause after this step, leaving a checkpoint
     stop: bool = False  # end it where it stands
     study: str = ""  # for which it is trained
+    memory_bytes: float = 0.0  # what it is expected to need
     hours: float | None = None  # of wall time, which whoever started the worker watches
 
 
@@ -74,7 +76,7 @@ def run_trial(job: Job) -> Generator[Progress, None, None]:
         started = time.perf_counter()
         try:
             yield from _train(job, spec, folder, device, ledger)
-        except (Exception, MemoryError) as error:
+        except (Exception, SystemExit) as error:
             if _is_the_machines(error, job):
                 raise  # a full or read-only disk says nothing about the trial
             record = _failure(job, folder, error, time.perf_counter() - started)
@@ -339,7 +341,7 @@ def _is_the_machines(error: BaseException, job: Job) -> bool:
 
 def _failure(job: Job, folder: TrialFolder, error: BaseException, wall_s: float) -> dict[str, Any]:
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    kind = "out of memory" if memory else type(error).__name__
+    kind = OUT_OF_MEMORY if memory else type(error).__name__
     return {
         "id": job.trial_id,
         "group_id": None,
