@@ -89,7 +89,7 @@ class LocalExecutor:
             del waiting[found]
             place, slot.limit = self.places.take(job, need), Limit(job)
             try:
-                slot.worker.send(replace(job, device=place.device, threads=need.cpus))
+                slot.worker.send(replace(job, device=place.device, threads=need.cpus, cores=place.cores))
             except OSError:  # it died while it was idle: no fault of the trial
                 waiting.appendleft(self._release(slot)[0])
                 self._replace_idle(slot, len(pool))
@@ -165,3 +165,5 @@ class LocalExecutor:
         deadline = time.monotonic() + STOP_PATIENCE_S
         for slot in pool:
             slot.worker.end(deadline - time.monotonic())
+            if slot.work is not None:
+                self._release(slot)

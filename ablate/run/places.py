@@ -8,6 +8,7 @@ from functools import partial
 
 from ablate.errors import UserError
 from ablate.run import memory
+from ablate.run.cores import Cores
 from ablate.run.memory import Room
 from ablate.spec import Resources
 from ablate.train.trial import Job
@@ -15,9 +16,10 @@ from ablate.train.trial import Job
 
 @dataclass
 class Place:
-    """What a trial holds. `shared`: others were on its GPU, then or later."""
+    """What a trial holds. `shared`: others were on its GPU, then or later. `cores`: of its own, if it has some."""
 
     cpus: int
+    cores: tuple[int, ...] = ()
     gpu: int | None = None
     share: float = 0.0
     shared: bool = False
@@ -34,6 +36,7 @@ class Places:
         self.cpus = self.free_cpus = cpus
         self.shares = [1.0] * gpus
         self.pack = pack
+        self.cores = Cores()
         self.ram = Room(lambda: memory.free_ram())
         self.rooms = [Room(partial(_free_memory, gpu), pack) for gpu in range(gpus)] if pack else []
         self.held: dict[str, Place] = {}
@@ -75,6 +78,7 @@ class Places:
                 self.rooms[gpu].take(job.trial_id, job.memory_bytes)
         else:
             self.ram.take(job.trial_id, job.memory_bytes)
+            place.cores = self.cores.claim(need.cpus)
         self.held[job.trial_id] = place
         return place
 
@@ -82,6 +86,7 @@ class Places:
         """A trial has ended, or its worker."""
         place = self.held.pop(job.trial_id)
         self.free_cpus += place.cpus
+        self.cores.release(place.cores)
         if place.gpu is None:
             self.ram.leave(job.trial_id)
             return place

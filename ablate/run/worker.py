@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ablate.errors import UserError
+from ablate.run.cores import allowed, pin
 from ablate.train.trial import Job, run_trial
 
 Event = dict[str, Any]
@@ -45,8 +46,10 @@ def serve(pipe: Connection) -> None:
 
     Anything that comes while a trial runs means stop: the trial leaves a checkpoint.
     """
+    home = allowed()
     try:
         while (job := pipe.recv()) is not None:
+            pin(job.cores or home)
             events = work(job)
             for event in events:
                 pipe.send(event)

@@ -51,6 +51,7 @@ class Job:
     until: int | None = None  # pause after this step, leaving a checkpoint
     stop: bool = False  # end it where it stands
     study: str = ""  # for which it is trained
+    cores: tuple[int, ...] = ()  # to which its worker is pinned
     memory_bytes: float = 0.0  # what it is expected to need
     hours: float | None = None  # of wall time, which whoever started the worker watches
 
