@@ -20,7 +20,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="ablate",
         description="Architecture ablations and scaling laws from one grid.yaml.",
-        epilog="Exit codes: 0 done, 1 some trials failed, 2 wrong input, 75 disk full, 130 interrupted.",
+        epilog="Exit codes: 0 done, 1 some trials failed, 2 wrong input, 3 stopped as asked with trials to go, "
+        "75 disk full, 130 interrupted.",
     )
     top.add_argument("--version", action="version", version=f"ablate {_version()}")
     sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -74,11 +75,45 @@ def _study_commands(sub: Any) -> None:
     run.add_argument(
         "--executor", choices=("local", "ray"), default="local", help="where trials run (default: local)"
     )
-    run.add_argument("--workers", type=_count, metavar="N", help="trials at once (default: one a CPU core or GPU)")
+    run.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="trials at once (default: one a CPU core or GPU); 0: one after another in this process, which a trial "
+        "that hangs or exits takes with it",
+    )
     run.add_argument("--address", metavar="ADDR", help="an existing Ray cluster, with --executor ray")
     run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)")
     run.add_argument("--retry-failed", action="store_true", help="try failed trials again")
     run.add_argument("--checkpoint-every", type=float, default=15.0, metavar="S", help="seconds (default: 15)")
+
+    run.add_argument(
+        "--max-hours", type=_hours, metavar="H", help="then stop: trials under way leave checkpoints, exit code 3"
+    )
+
+    run.add_argument(
+        "--budget",
+        metavar="COST",
+        help="train what fits, by priority, leave out the rest: '40 gpu-h', '8 cpu-h', '1e18 flops'",
+    )
+
+    run.add_argument(
+        "--pack",
+        type=_count,
+        nargs="?",
+        const=8,
+        default=0,
+        metavar="N",
+        help="let trials share a GPU as far as its memory goes, N at most (default: 8); several run slower each",
+    )
+
+    pause = _command(sub, "pause", "stop a running study, here or on another host; `resume` goes on", commands.pause)
+    pause.add_argument("study", metavar="STUDY")
+    _results(pause)
+
+    resume = _command(sub, "resume", "go on with a study: its grid and options as they were kept", commands.resume)
+    resume.add_argument("study", metavar="STUDY")
+    _results(resume)
 
     plan = _command(sub, "plan", "trials, parameters, FLOPs, match residuals of a grid; runs nothing", commands.plan)
     _grid(plan)
@@ -206,6 +241,16 @@ def _count(text: str) -> int:
         value = -1
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0")
+    return value
+
+
+def _hours(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of hours above 0, as 0.5")
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,22 +17,77 @@ if TYPE_CHECKING:
     from ablate.rows import Plan
     from ablate.run.executor import Executor
     from ablate.run.ledger import Ledger
-    from ablate.run.study import Outcome
+
+
+KEPT = (
+    "executor",
+    "workers",
+    "address",
+    "tracking_uri",
+    "checkpoint_every",
+    "max_hours",
+    "budget",
+    "pack",
+)  # by `resume`
 
 
 def run(options: Namespace) -> int:
     """Train what is missing of a grid, then report."""
+    from ablate.grid import load_grid
+
+    begun = time.monotonic()
+    return _run(options, load_grid(options.grid, options.overrides), begun)
+
+
+def resume(options: Namespace) -> int:
+    """The same with the grid and the options that a study's last run has kept."""
+    from ablate.grid import load_grid
+    from ablate.run.files import read_json
+    from ablate.run.ledger import Ledger
+
+    begun, ledger = time.monotonic(), Ledger(options.results)
+    ledger.study(options.study)
+    folder = ledger.study_folder(options.study)
+    kept = read_json(folder / "command.json")
+    if kept is None:
+        raise UserError(f"study {options.study!r} has not kept its command: use `ablate run` with its grid")
+    text = (folder / "grid.yaml").read_text(encoding="utf-8")
+    grid = load_grid(Path(kept["grid"]), kept["overrides"], text)
+    again = Namespace(results=options.results, retry_failed=False, **kept)
+    return _run(again, grid, begun)
+
+
+def pause(options: Namespace) -> int:
+    """Ask the driver of a study, wherever it runs, to stop."""
+    from ablate.run.files import write_text
+    from ablate.run.ledger import Ledger
+
+    ledger = Ledger(options.results)
+    ledger.study(options.study)
+    write_text(ledger.pause_file(options.study), time.strftime("%Y-%m-%d %H:%M:%S\n"))
+    print(
+        f"{options.study}: its driver, if one is running, stops within seconds, and its trials leave checkpoints; "
+        f"`ablate resume {options.study}` goes on"
+    )
+    return 0
+
+
+def _run(options: Namespace, grid: Grid, begun: float) -> int:
+    """Train what is missing of a grid, by a command that began at `begun`, then report."""
     from rich.console import Console
 
-    from ablate.grid import load_grid
     from ablate.plan import make_plan
+    from ablate.run.budget import parse_budget
+    from ablate.run.files import write_json
     from ablate.run.ledger import Ledger
     from ablate.run.mlflow_store import default_uri
+    from ablate.run.stopping import TIME_IS_UP
     from ablate.run.study import StudyRun
+    from ablate.run.telling import compared, tell, to_train
 
     if options.address and options.executor != "ray":
         raise UserError("--address names a Ray cluster: add --executor ray")
-    grid = load_grid(options.grid, options.overrides)
+    budget = parse_budget(options.budget) if options.budget else None
     ledger = Ledger(options.results)
     _make_folder(options.results)
     console = Console(highlight=False)
@@ -40,33 +96,21 @@ def run(options: Namespace) -> int:
         missing = sum(ledger.trial(trial.id).record() is None for trial in plan.trials)
         console.print(
             f"{grid.name}: {plural(len(plan.trials), 'trial')}, {len(plan.trials) - missing} already done, "
-            f"{_to_train(grid, missing)}{_compared(plan.facts['baselines'])}",
+            f"{to_train(grid, missing)}{compared(plan.facts['baselines'])}",
             soft_wrap=True,
         )
+        kept = {"grid": str(options.grid.resolve()) if isinstance(options.grid, Path) else options.grid}
+        kept |= {"overrides": options.overrides, **{key: getattr(options, key) for key in KEPT}}
+        write_json(ledger.study_folder(grid.name) / "command.json", kept)
         uri = options.tracking_uri or default_uri(options.results)
-        study = StudyRun(ledger, plan, _executor(options, plan), console, options.checkpoint_every)
+        deadline = None if options.max_hours is None else begun + 3600 * options.max_hours
+        executor = _executor(options, plan)
+        study = StudyRun(ledger, plan, executor, console, options.checkpoint_every, deadline, budget)
         outcome = study.run(uri, options.retry_failed)
-    _tell(outcome, plan, console, uri)
-    if not outcome.interrupted:
+    tell(outcome, console, uri)
+    if outcome.stopped in ("", TIME_IS_UP):
         _write_report(ledger, grid.name, console, "" if outcome.tracking_trouble else uri)
     return outcome.exit_code
-
-
-def _to_train(grid: Grid, missing: int) -> str:
-    """What a planner may leave out or add is said beforehand."""
-    candidates = grid.race or grid.predict or grid.promote
-    more = ", and what follows from the sweeps" if grid.tune else ""
-    return f"{missing} to train{' at most' if candidates else ''}{more}"
-
-
-def _compared(baselines: list[dict[str, Any]]) -> str:
-    """What the results are to be compared with."""
-    said = [
-        f"{each['stage']} {each['name']} {each['value']:.4f}".strip()
-        for each in baselines
-        if each.get("split", "valid") == "valid"
-    ]
-    return "; to compare with: " + ", ".join(said) if said else ""
 
 
 def _executor(options: Namespace, plan: Plan) -> Executor:
@@ -78,14 +122,19 @@ def _executor(options: Namespace, plan: Plan) -> Executor:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shares = [default_gpus(row.spec) for row in plan.rows]
     slots = int(gpus / min(shares)) if gpus and min(shares) > 0 else cpus
+    if options.pack and not gpus:
+        raise UserError(f"--pack {options.pack}: this machine has no GPU to share")
     if options.executor == "ray":
+        if options.pack:
+            raise UserError("--pack is for the local executor: with Ray give trials a share, as resources.gpus: 0.25")
         from ablate.run.ray_executor import RayExecutor
 
         log = options.results / "studies" / plan.grid.name / "ray.log"
         return RayExecutor(options.workers or slots, gpus, options.address, log)
     from ablate.run.local import LocalExecutor
 
-    return LocalExecutor(slots if options.workers is None else options.workers, gpus)
+    slots = gpus * options.pack if options.pack else slots
+    return LocalExecutor(slots if options.workers is None else options.workers, gpus, options.pack)
 
 
 def _make_folder(folder: Path) -> None:
@@ -93,36 +142,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--results {folder}: cannot be made: {error.strerror}") from None
-
-
-def _tell(outcome: Outcome, plan: Plan, console: Any, uri: str) -> None:
-    """The end of a run in words: counts, failures, what to do next."""
-    from rich.markup import escape
-
-    counts = {
-        status: sum(each == status for each in outcome.statuses.values())
-        for status in ("finished", "diverged", "failed", "stopped")
-    }
-    words = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    console.print(f"trained {len(outcome.trained)}, reused {len(outcome.reused)}: {words or 'nothing finished'}")
-    if counts["failed"]:
-        console.print(
-            f"[red]failed trials: `ablate why ID` shows the error; --retry-failed tries again[/] "
-            f"({', '.join(key for key, status in outcome.statuses.items() if status == 'failed')})",
-            soft_wrap=True,
-        )
-    if outcome.enough and not outcome.interrupted:
-        left = sum(status == "pending" for status in outcome.statuses.values())
-        console.print(f"{outcome.enough}: {plural(left, 'trial')} not run", markup=False, soft_wrap=True)
-    if outcome.tracking_trouble:
-        console.print(
-            f"[yellow]MLflow at {escape(uri)} was not updated: {escape(outcome.tracking_trouble)}; "
-            "run again to catch up[/]",
-            soft_wrap=True,
-        )
-    if outcome.interrupted:
-        left = sum(status in ("pending", "running") for status in outcome.statuses.values())
-        console.print(f"interrupted with {plural(left, 'trial')} to go: the same command goes on from here")
 
 
 def _write_report(ledger: Ledger, study: str, console: Any, uri: str) -> None:

@@ -70,6 +70,7 @@ class Designed:
     on: Mapping[str, bool]
     factors: tuple[Factor, ...]  # those that are on
     origin: Origin
+    priority: float = 0.0
 
     @property
     def is_combination(self) -> bool:

@@ -25,7 +25,6 @@ plugins: [my_variants.py]
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from ablate.errors import UserError, unknown
 from ablate.hypothesis import hypothesis, smallest
 from ablate.match import TARGETS
 from ablate.names import wrong_with
-from ablate.overlays import BASELINE, compose, ladders
+from ablate.overlays import compose, ladders
 from ablate.prediction import Prediction, prediction
 from ablate.promoting import Promote, promotion
 from ablate.races import Race, race
@@ -48,7 +47,8 @@ from ablate.rungs import Rungs, rungs
 from ablate.spec import SECTIONS
 from ablate.stages import Stage, stages
 from ablate.tuning import Tune, tuning
-from ablate.yamlfile import Document, parse_scalar, read_yaml
+from ablate.variants import Variant, variants_of
+from ablate.yamlfile import Document, parse_scalar, parse_yaml, read_yaml
 
 KEYS = (
     "study",
@@ -73,42 +73,6 @@ KEYS = (
     "plugins",
 )
 BUDGETS = ("tokens_per_param", "tokens", "flops")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of the comparison. `use` names registered variants; `settings` come on top."""
-
-    name: str
-    use: str
-    settings: Mapping[str, Any]
-    origin: Origin
-
-    @property
-    def is_combination(self) -> bool:
-        """Whether several changes were asked for as a combination."""
-        return "+" in self.use
-
-    def lay_on(self, draft: Draft) -> Draft:
-        draft = draft.copy()
-        for overlay in self.overlays():
-            draft.lay_overlay(overlay, self.origin)
-        draft.lay(self.settings, self.origin)
-        return draft
-
-    def overlays(self) -> list[Any]:
-        try:
-            return compose(self.use) if self.use else []
-        except UserError as error:
-            raise self.origin.error(str(error)) from None
-
-    def paths(self) -> set[str]:
-        """The dotted paths that this variant sets."""
-        paths = {path for overlay in self.overlays() for path in overlay.settings}
-        for key, value in self.settings.items():
-            paths |= {f"{key}.{name}" for name in value} if key in SECTIONS else {key}
-        return paths
 
 
 @dataclass(frozen=True)
@@ -155,12 +119,13 @@ class Grid:
         return self.document.file.resolve().parent
 
 
-def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
-    """Read and check a grid file. `overrides` are `path=value`, a path of the grid or of a trial's settings.
+def load_grid(file: Path, overrides: Sequence[str] = (), text: str | None = None) -> Grid:
+    """Read and check a grid file. `overrides` are `path=value`, a path of the grid or of a trial's settings. `text`
+    is read instead of the file, where it was kept: what it names is still looked for beside the file.
 
     Raises `UserError` with the file, the line, the value and what would have been legal.
     """
-    document = read_yaml(file)
+    document = read_yaml(file) if text is None else parse_yaml(text, file)
     if not isinstance(document.value, Mapping):
         raise document.error((), "a grid is a mapping with the keys " + ", ".join(KEYS))
     for override in overrides:
@@ -170,7 +135,7 @@ def load_grid(file: Path, overrides: Sequence[str] = ()) -> Grid:
         if key not in KEYS:
             raise document.error((key,), unknown("key", key, KEYS))
     plugins = _plugins(document)  # first: what follows may name their components
-    variants = designed(document) or _variants(document)
+    variants = designed(document) or variants_of(document)
     expected = hypothesis(document, [variant.name for variant in variants])
     return Grid(
         name=_name(document),
@@ -277,51 +242,6 @@ def _base(document: Document) -> Draft:
             draft.lay_overlay(overlay, origin)
     draft.lay({key: value for key, value in tree.items() if key != "preset"}, Origin(document, ("base",)))
     return draft
-
-
-def _variants(document: Document) -> tuple[Variant, ...]:
-    tree = document.value.get("variants", {BASELINE: None})
-    tree = {} if tree is None else tree
-    if isinstance(tree, list):
-        variants = []
-        for index, name in enumerate(tree):
-            origin = Origin(document, ("variants", str(index)))
-            if not isinstance(name, str):
-                raise origin.error(f"{name!r} must be the name of a variant, or a combination a+b")
-            variants.append(_checked(Variant(name, name, {}, origin)))
-    elif isinstance(tree, Mapping):
-        variants = [_variant(document, name, body) for name, body in tree.items()]
-    else:
-        raise document.error(("variants",), f"{tree!r} must be a mapping or a list of names")
-    if not variants:
-        raise document.error(("variants",), "is empty: give at least the baseline, as {baseline: {}}")
-    seen: set[str] = set()
-    for variant in variants:
-        if variant.name in seen:
-            raise variant.origin.error(f"variant {variant.name!r} is given twice")
-        seen.add(variant.name)
-    return tuple(variants)
-
-
-def _variant(document: Document, name: str, body: Any) -> Variant:
-    origin = Origin(document, ("variants", name))
-    if not all(NAME.fullmatch(part) for part in name.split("+")):
-        raise origin.error(f"{name!r} must be letters, digits, '_', '-', '.' and '+'")
-    if body is None:
-        body = {}
-    if isinstance(body, str):
-        body = {"use": body}
-    if not isinstance(body, Mapping):
-        raise origin.error(f"{body!r} must be a mapping of dotted paths, or the name of a registered variant")
-    use = body.get("use", "")
-    if not isinstance(use, str):
-        raise origin.error(f"{use!r} must be the name of a registered variant", ("use",))
-    return _checked(Variant(name, use, {key: value for key, value in body.items() if key != "use"}, origin))
-
-
-def _checked(variant: Variant) -> Variant:
-    variant.overlays()
-    return variant
 
 
 def _sizes(document: Document) -> tuple[Choice, ...]:

@@ -15,7 +15,7 @@ from ablate.designs import Designed
 from ablate.differences import differences
 from ablate.draft import Draft
 from ablate.errors import UserError
-from ablate.grid import Budget, Grid, Variant
+from ablate.grid import Budget, Grid
 from ablate.ladders import ladders
 from ablate.match import TARGETS, Candidate, Matcher, Unmatched
 from ablate.resolve import Resolver
@@ -23,6 +23,7 @@ from ablate.rows import Plan, PlannedTrial, Row, Sweep, trials_of
 from ablate.spec import DataSpec, Resources, TrainSpec, TrialSpec, to_tree
 from ablate.stages import Stage
 from ablate.train.start import refuse_misfits
+from ablate.variants import Variant
 
 
 def make_plan(grid: Grid, cache: Path) -> Plan:

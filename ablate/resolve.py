@@ -16,9 +16,10 @@ from ablate.cost import Cost, CostBook
 from ablate.designs import Designed
 from ablate.draft import Draft
 from ablate.errors import SpecError, UserError
-from ablate.grid import Grid, Variant
+from ablate.grid import Grid
 from ablate.spec import DataSpec, TrainSpec, TrialSpec
 from ablate.tasks.base import Task, first_rows
+from ablate.variants import Variant
 
 
 class Resolver:

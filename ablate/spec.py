@@ -84,11 +84,14 @@ class Resources:
 
     cpus: int = 1
     gpus: float | None = None  # one where the driver sees a GPU, none elsewhere
+    hours: float | None = None  # of wall time at most, over all attempts until it ends
 
     def __post_init__(self) -> None:
         positive(self, "cpus")
         if self.gpus is not None and self.gpus < 0:
             raise SpecError(["gpus"], f"{self.gpus} must not be negative")
+        if self.hours is not None and not self.hours > 0:
+            raise SpecError(["hours"], f"{self.hours:g} must be above 0: the hours that a trial may take")
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import TINY
-from runs import FAULTS, Command, events, faulty, new_results, with_database
+from runs import FAULTS, Command, events, faulty, job, new_results, own_registry, run_here, spec, with_database
 
-from ablate.run.ledger import Ledger
+from ablate import registry
+from ablate.run import limits
+from ablate.run.ledger import Ledger, TrialFolder
+from ablate.run.limits import attempts_s
+from ablate.run.local import LocalExecutor
+from ablate.run.worker import Event
+from ablate.spec import Resources
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,6 +42,13 @@ class Hangs(Passing):
         ctypes.PyDLL(None).sleep(5678)
 '''
 ONE_SEED = ("--set", "seeds=[1]", "--set", "match=params")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _components_are_loaded() -> None:
+    """A registry of a test's own forgets the classes that were first imported meanwhile."""
+    for entry in registry.catalogue():
+        registry.load(entry)
 
 
 @pytest.fixture
@@ -73,3 +87,64 @@ def test_what_a_dead_trial_has_started_goes_with_it(ledger: Ledger, write: Write
     (hung,) = [each for each in map(ledger.trial, ledger.trial_ids()) if each.status() == "failed"]
     assert (hung.record() or {})["error"] == "lost: its worker died 3 times, last by SIGKILL"
     assert events(hung) == ["start", "lost", "start", "lost", "start", "end"]
+
+
+def failed(ledger: Ledger) -> TrialFolder:
+    (found,) = [each for each in map(ledger.trial, ledger.trial_ids()) if each.status() == "failed"]
+    return found
+
+
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_a_hung_trial_is_ended_at_its_time_limit(
+    ledger: Ledger, write: Write, monkeypatch: pytest.MonkeyPatch, executor: str
+) -> None:
+    """It cannot leave a checkpoint: it is killed, with its group. The others finish; tried again it fails again."""
+    monkeypatch.setattr(limits, "STOP_PATIENCE_S", 0.5)
+    grid = grid_of(write, "hangs")
+    grid.write_text(grid.read_text().replace("{arch.norm: hangs}", "{arch.norm: hangs, resources.hours: 0.001}"))
+    command = ("run", grid, "--results", ledger.root, "--workers", 2, "--executor", executor, *ONE_SEED)
+    with own_registry():
+        code, said = run_here(*command)
+        hung = failed(ledger)
+        assert code == 1 and "trained 2, reused 0: 1 finished, 1 failed" in said and "time limit: 0.001 h" in said
+        assert (hung.record() or {})["error"] == "time limit: 0.001 h"
+        assert events(hung) == ["start", "end"]
+        if executor == "local":
+            code, said = run_here(*command, "--retry-failed")
+            assert code == 1, said
+            assert events(hung) == ["start", "end", "start", "end"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_slow_trial_goes_on_from_where_its_time_ended(ledger: Ledger, workers: int) -> None:
+    """Nothing of what was trained is lost; the hours begin anew once it has been recorded."""
+    slow = spec({"train.tokens": 64 * 4000, "train.eval_points": 200})
+    ended: list[Event] = []
+
+    def run(**settings: float) -> str | None:
+        begun = job(ledger, slow, progress_every_s=0, **settings)
+        LocalExecutor(workers).run([(begun, Resources())], ended.append, threading.Event())
+        return str(ended[-1].get("status"))
+
+    folder = ledger.trial(slow.trial_id)
+    assert run(hours=0.1 / 3600) == "failed" and ended[-1]["error"].startswith("time limit: ")
+    assert folder.checkpoint.exists() and attempts_s(folder, since_end=True) == []
+    assert len(attempts_s(folder)) == 1
+    folder.forget_record()
+    assert run(hours=1.0) == "finished"
+    assert events(folder) == ["start", "stop", "end", "resume", "end"]
+    reached = [each.get("step") for each in folder.history() if each["event"] == "resume"]
+    assert reached[0] and len(folder.rows()) == len({(row["split"], row["step"]) for row in folder.rows()})
+
+
+def test_attempts_are_counted_until_the_last_write(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an attempt whose driver was killed there is no end; one that was lost counts to its loss."""
+    folder = ledger.trial("a" * 12)
+    folder.folder.mkdir(parents=True)
+    for now, event in ((100.0, "start"), (130.0, "lost"), (500.0, "resume")):
+        monkeypatch.setattr("ablate.run.ledger.time.time", lambda now=now: now)
+        folder.note(event)
+    assert attempts_s(folder) == [30.0, 0.0]
+    folder.metrics.touch()
+    os.utime(folder.metrics, (507.0, 507.0))
+    assert attempts_s(folder) == [30.0, 7.0]

@@ -10,6 +10,8 @@
                         lock, lease.N.json   who trains it now
     results/studies/<name>/study.json   the trials of a study with their labels; why some are not needed, if so
                            log.jsonl    what each `ablate run` trained and reused
+                           command.json where its grid came from, and its options, for `ablate resume`
+                           pause        asks its driver to stop
 
 The ledger is the truth: neither Ray's state nor MLflow is ever read back to decide what is done.
 """
@@ -197,6 +199,10 @@ class Ledger:
         rows = read_lines(self.study_folder(name) / "log.jsonl")
         lists = [row for row in rows if all(isinstance(row.get(key), list) for key in ("trained", "reused"))]
         return [row for row in lists if is_number(row.get("time"))]
+
+    def pause_file(self, name: str) -> Path:
+        """The file that asks the driver of a study to stop."""
+        return self.study_folder(name) / "pause"
 
     def study_names(self) -> list[str]:
         folder = self.root / "studies"

@@ -11,15 +11,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
+from pathlib import Path
 
-from ablate.errors import UserError
 from ablate.run.executor import MAX_DEATHS, Deaths, Fatal, OnEvent
+from ablate.run.ledger import Ledger
+from ablate.run.limits import STOP_PATIENCE_S, Limit
+from ablate.run.places import Place, Places
 from ablate.run.process import Worker
-from ablate.run.worker import work
+from ablate.run.worker import Event, work
 from ablate.spec import Resources
-from ablate.train.trial import Job
-
-STOP_PATIENCE_S = 20.0
+from ablate.train.trial import OUT_OF_MEMORY, Job
 
 Work = tuple[Job, Resources]
 
@@ -30,22 +31,21 @@ class Slot:
 
     worker: Worker = field(default_factory=Worker)
     work: Work | None = None
-    gpu: int | None = None
+    limit: Limit | None = None
+    again: bool = False  # what it has just done is to be done again
 
 
 class LocalExecutor:
     """`workers` processes (0: this process, one trial after another) over this machine's CPUs and GPUs."""
 
-    def __init__(self, workers: int, gpus: int = 0):
+    def __init__(self, workers: int, gpus: int = 0, pack: int = 0):
         self.workers = workers
-        self.free_cpus = max(1, workers)
-        self.free_gpus = [1.0] * gpus
+        self.places = Places(max(1, workers), gpus, pack)
         self.deaths = Deaths()
         self.idle_deaths = 0
 
     def run(self, jobs: Sequence[Work], on_event: OnEvent, stop: threading.Event) -> None:
-        for _, need in jobs:
-            self._refuse_impossible(need)
+        self.places.refuse_impossible(jobs)
         if self.workers == 0:
             self._run_here(jobs, on_event, stop)
             return
@@ -58,22 +58,12 @@ class LocalExecutor:
         finally:
             self._end(pool)
 
-    def _refuse_impossible(self, need: Resources) -> None:
-        if need.cpus > self.free_cpus:
-            raise UserError(
-                f"a trial asks for {need.cpus} CPUs, but there are {self.free_cpus} workers: "
-                f"use --workers {need.cpus} or more, or lower resources.cpus"
-            )
-        gpus = need.gpus or 0
-        if gpus > 1 and len(self.free_gpus) >= gpus:
-            raise UserError("the local executor gives a trial at most one GPU: use --executor ray")
-        if gpus > len(self.free_gpus):
-            raise UserError(f"a trial asks for {gpus:g} GPUs, but this machine has {len(self.free_gpus)}")
-
     def _run_here(self, jobs: Sequence[Work], on_event: OnEvent, stop: threading.Event) -> None:
         for job, need in jobs:
+            if stop.is_set():
+                return
             device = "cuda" if need.gpus else "cpu"
-            events = work(replace(job, device=device, threads=need.cpus))
+            events, limit = work(replace(job, device=device, threads=need.cpus)), Limit(job)
             for event in events:
                 if "fatal" in event:
                     raise Fatal(event["fatal"], event["code"])
@@ -81,30 +71,28 @@ class LocalExecutor:
                 if stop.is_set():
                     events.close()
                     return
+                if limit.over():
+                    events.close()
+                    if (ended := limit.fail()) is not None:
+                        on_event(ended)
+                    break
 
     def _assign(self, pool: list[Slot], waiting: deque[Work]) -> None:
         """Give idle workers the first trials whose resources are free."""
         for slot in pool:
             if slot.work is not None:
                 continue
-            found = next((index for index, (_, need) in enumerate(waiting) if self._fits(need)), None)
+            found = next((index for index, each in enumerate(waiting) if self.places.fits(*each)), None)
             if found is None:
                 return
             job, need = slot.work = waiting[found]
             del waiting[found]
-            slot.gpu = self._free_gpu(need.gpus or 0)
-            self.free_cpus -= need.cpus
-            if slot.gpu is not None:
-                self.free_gpus[slot.gpu] -= need.gpus or 0
-            device = "cpu" if slot.gpu is None else f"cuda:{slot.gpu}"
+            place, slot.limit = self.places.take(job, need), Limit(job)
             try:
-                slot.worker.send(replace(job, device=device, threads=need.cpus))
+                slot.worker.send(replace(job, device=place.device, threads=need.cpus, cores=place.cores))
             except OSError:  # it died while it was idle: no fault of the trial
-                waiting.appendleft(self._release(slot))
+                waiting.appendleft(self._release(slot)[0])
                 self._replace_idle(slot, len(pool))
-
-    def _fits(self, need: Resources) -> bool:
-        return need.cpus <= self.free_cpus and (not need.gpus or self._free_gpu(need.gpus) is not None)
 
     def _replace_idle(self, slot: Slot, workers: int) -> None:
         self.idle_deaths += 1
@@ -114,17 +102,15 @@ class LocalExecutor:
 
     @staticmethod
     def _replace(slot: Slot) -> None:
-        slot.worker.kill()
+        slot.worker.discard()
         slot.worker = Worker()
-
-    def _free_gpu(self, share: float) -> int | None:
-        """The fullest GPU that still has this share free."""
-        fitting = [index for index, free in enumerate(self.free_gpus) if share and free >= share - 1e-9]
-        return min(fitting, key=lambda index: self.free_gpus[index], default=None)
 
     def _listen(self, pool: list[Slot], waiting: deque[Work], on_event: OnEvent) -> None:
         """Wait for events and deaths; whatever a dead worker was doing goes back to the front."""
         busy = {slot.worker.pipe: slot for slot in pool if slot.work}
+        for slot in busy.values():
+            if slot.limit is not None:
+                slot.limit.enforce(slot.worker)
         for pipe in wait(list(busy), timeout=0.5):
             slot = busy[pipe]  # type: ignore[index]
             try:
@@ -135,27 +121,41 @@ class LocalExecutor:
             if "fatal" in event:
                 raise Fatal(event["fatal"], event["code"])
             if "idle" in event:
-                self._release(slot)
+                again = slot.again
+                done, _ = self._release(slot)
+                if again:
+                    waiting.appendleft(done)
+            elif slot.work and self._was_crowded(event, slot.work[0]):
+                slot.again = True
             else:
                 on_event(event)
 
-    def _release(self, slot: Slot) -> Work:
+    def _was_crowded(self, event: Event, job: Job) -> bool:
+        """Whether a trial ran out of memory on a GPU that it shared: it is tried once more, without others."""
+        out = str(event.get("error") or "").startswith(OUT_OF_MEMORY)
+        if not out or not self.places.held[job.trial_id].shared or job.trial_id in self.places.alone:
+            return False
+        self.places.alone.add(job.trial_id)
+        folder = Ledger(Path(job.results)).trial(job.trial_id)
+        folder.forget_record()
+        folder.note("crowded", error=event["error"])
+        return True
+
+    def _release(self, slot: Slot) -> tuple[Work, Place]:
         assert slot.work is not None
-        done = slot.work
-        self.free_cpus += done[1].cpus
-        if slot.gpu is not None:
-            self.free_gpus[slot.gpu] += done[1].gpus or 0
-        slot.work, slot.gpu = None, None
-        return done
+        done, slot.work, slot.again = slot.work, None, False
+        return done, self.places.leave(done[0])
 
     def _after_death(self, slot: Slot, waiting: deque[Work], on_event: OnEvent) -> None:
         """Another worker, and what the dead one was doing again, or its end."""
-        job, need = self._release(slot)
+        (job, need), _ = self._release(slot)
         how = slot.worker.fate()
         self._replace(slot)
-        if (event := self.deaths.count(job, how)) is not None:
+        out_of_time = slot.limit is not None and slot.limit.enforced
+        event = slot.limit.fail() if slot.limit and out_of_time else self.deaths.count(job, how)
+        if event is not None:
             on_event(event)
-        else:
+        elif not out_of_time:
             waiting.appendleft((job, need))
 
     def _end(self, pool: list[Slot]) -> None:
@@ -165,3 +165,5 @@ class LocalExecutor:
         deadline = time.monotonic() + STOP_PATIENCE_S
         for slot in pool:
             slot.worker.end(deadline - time.monotonic())
+            if slot.work is not None:
+                self._release(slot)

@@ -35,7 +35,10 @@ class Planner(Protocol):
     `told` is then why, where it leaves trials of its plan out.
     """
 
-    told: str
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def told(self) -> str: ...
 
     def next(self, done: Mapping[str, str]) -> list[Ask]: ...
 

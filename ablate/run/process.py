@@ -74,14 +74,18 @@ class Worker:
             while (left := deadline - time.monotonic()) > 0 and self.pipe.poll(left):
                 self.pipe.recv()  # drained, so that it does not block on a full pipe
         self.process.join(timeout=max(0.1, deadline - time.monotonic()))
-        self.kill()
+        self.discard()
 
     def kill(self) -> None:
-        """End it and everything that its trial has started, now."""
+        """Kill it and everything that its trial has started; `recv` then raises."""
         if self.process.pid is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()  # it may not have its group yet
+
+    def discard(self) -> None:
+        """Let go of a worker that is not to be used again."""
+        self.kill()
         self.process.join()
         self.pipe.close()
 

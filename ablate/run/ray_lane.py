@@ -21,6 +21,7 @@ import ray
 from ray import tune
 
 from ablate.run.executor import Deaths
+from ablate.run.limits import Limit
 from ablate.run.process import Worker
 from ablate.run.worker import Event
 from ablate.train.trial import Job
@@ -61,6 +62,8 @@ class Deck:
 class Lane(tune.Trainable):
     """A warm actor: trains jobs of its class one after another, and reports their events to the driver."""
 
+    limit: Limit  # of the job under way
+
     def setup(self, config: dict[str, Any]) -> None:
         if not config["gpus"]:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset, and then all devices are seen
@@ -81,6 +84,7 @@ class Lane(tune.Trainable):
                     return {"events": json.dumps(passed), "done": True}
                 continue
             try:
+                self.limit.enforce(self.worker)
                 if not self.worker.pipe.poll(left):
                     break
                 event = self.worker.recv()
@@ -107,6 +111,7 @@ class Lane(tune.Trainable):
         self.holds = job is not None
         if job is not None:
             self.worker = self.worker or Worker()
+            self.limit = Limit(job)
             self._send(replace(job, device=self.device))
         return self.holds
 
@@ -115,17 +120,23 @@ class Lane(tune.Trainable):
         try:
             self.worker.send(job)
         except OSError:  # it died while it was idle: no fault of the trial
-            self.worker.kill()
+            self.worker.discard()
             self.worker = Worker()
             self.worker.send(job)
 
     def _lost(self, passed: list[Event]) -> None:
-        """The worker has died: the deck says whether its trial is tried again."""
+        """The worker has died. Past its time limit the trial has failed; else the deck says what follows."""
         assert self.worker is not None
         how = self.worker.fate()
-        self.worker.kill()
+        self.worker.discard()
         self.worker = None
-        self._take(passed, how=how)
+        if not self.limit.enforced:
+            self._take(passed, how=how)
+            return
+        if (event := self.limit.fail()) is not None:
+            passed.append(event)
+        ray.get(self.deck.done.remote(self.lane))
+        self.holds = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Serve as another lane: nothing of a trial outlives its worker, so there is nothing to undo."""

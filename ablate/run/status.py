@@ -34,7 +34,8 @@ def study_status(ledger: Ledger, name: str) -> dict[str, Any]:
         loss = record["metrics"]["loss"] if record else None
         error = record.get("error") if record else folder.unreadable() or None
         trials.append({**labels, "status": state, "loss": loss, "error": error})
-    return {"study": name, "total": len(trials), **counts, "enough": enough, "trials": trials}
+    paused = ledger.pause_file(name).exists() and counts["pending"] + counts["running"] > 0
+    return {"study": name, "total": len(trials), **counts, "paused": paused, "enough": enough, "trials": trials}
 
 
 def print_status(tree: dict[str, Any]) -> None:
@@ -43,6 +44,8 @@ def print_status(tree: dict[str, Any]) -> None:
     print(f"{tree['study']}: {plural(tree['total'], 'trial')}: {counts}")
     if tree["enough"]:
         print(tree["enough"])
+    if tree["paused"]:
+        print(f"paused: `ablate resume {tree['study']}` goes on")
     for trial in tree["trials"]:
         tuned = [f"{path}={value:g}" for path, value in trial.get("tuned", {}).items()]
         cell = ", ".join(filter(None, (cell_name(trial), *tuned)))

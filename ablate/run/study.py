@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -19,14 +15,17 @@ from ablate.designs import Designed
 from ablate.hypothesis import registration
 from ablate.resolve import default_gpus
 from ablate.rows import Plan, PlannedTrial
+from ablate.run.budget import Budget, Budgeted, by_priority
 from ablate.run.executor import Executor, give_up
 from ablate.run.files import append_json, write_json, write_text
 from ablate.run.ledger import Ledger
+from ablate.run.memory import Needs
 from ablate.run.planner import Ask, GridPlanner, Planner, RungPlanner
 from ablate.run.predict_planner import PredictPlanner
 from ablate.run.progress import ProgressView
 from ablate.run.promote_planner import PromotePlanner
 from ablate.run.race_planner import RacePlanner
+from ablate.run.stopping import INTERRUPTED, Stop
 from ablate.run.tracking import BackgroundMirror, Mirror
 from ablate.run.tune_planner import TunePlanner
 from ablate.run.worker import Event
@@ -34,25 +33,29 @@ from ablate.spec import Resources
 from ablate.train.trial import Job, plan_trial
 
 ASK_AGAIN_S = 3.0  # how often a trial that another run holds is looked at
+AS_ASKED = 3  # exit code: trials are left, as the command was asked; the same command goes on
 
 
 @dataclass
 class Outcome:
-    """What a run came to. `interrupted` is true when it was asked to stop before the end."""
+    """What a run came to. `stopped` says why it ended before its work was done, if so: see `ablate.run.stopping`."""
 
     trained: list[str]
     reused: list[str]
     statuses: dict[str, str]
-    interrupted: bool
+    stopped: str
     tracking_trouble: str | None
     enough: str = ""  # why the planner asked for no more, where it leaves trials out
+    trimmed: bool = False  # by a budget
 
     @property
     def exit_code(self) -> int:
-        if self.interrupted:
-            return 130
+        if self.stopped:
+            return 130 if self.stopped == INTERRUPTED else AS_ASKED
         bad = ("failed",) if self.enough else ("failed", "pending", "unreadable")
-        return 1 if any(status in bad for status in self.statuses.values()) else 0
+        if any(status in bad for status in self.statuses.values()):
+            return 1
+        return AS_ASKED if self.trimmed else 0
 
 
 @dataclass
@@ -148,19 +151,31 @@ def write_study(ledger: Ledger, plan: Plan, enough: str = "") -> dict[str, Any]:
 class StudyRun:
     """Trains what a plan misses, with one executor, under the study's lock."""
 
-    def __init__(self, ledger: Ledger, plan: Plan, executor: Executor, console: Console, checkpoint_every_s: float):
+    def __init__(
+        self,
+        ledger: Ledger,
+        plan: Plan,
+        executor: Executor,
+        console: Console,
+        checkpoint_every_s: float,
+        deadline: float | None = None,  # by `time.monotonic`: no trial begins after it
+        budget: Budget | None = None,
+    ):
         self.ledger = ledger
         self.plan = plan
         self.executor = executor
         self.console = console
         self.checkpoint_every_s = checkpoint_every_s
-        self.stop = threading.Event()
         self._waited_for: set[str] = set()
+        self.budget = budget
+        self.needs = Needs(ledger)
+        self.stop = Stop(console, ledger.pause_file(plan.grid.name), deadline)
 
     def run(self, tracking_uri: str, retry_failed: bool = False) -> Outcome:
-        """Run to the end, or until a signal asks to stop. Raises `Fatal` when the machine is at fault."""
+        """Run to the end, or until something asks to stop. Raises `Fatal` when the machine is at fault."""
         self._register()
         planner = self._planner_of_whole_plan(retry_failed)
+        within = self._within_budget(planner)
         study = write_study(self.ledger, self.plan)
         done = self._done()
         tally = Tally([], list(done))
@@ -171,20 +186,29 @@ class StudyRun:
         missing = {trial.id: trial for trial in self.plan.trials if trial.id not in done}
         view = ProgressView(missing, self.console)
         try:
-            with self._signals(), view:
-                while not self.stop.is_set() and (batch := planner.next(done)):
+            with self.stop.watching(), view:
+                while not self.stop.event.is_set() and (batch := within.next(done)):
                     if isinstance(planner, TunePlanner) and planner.plan is not self.plan:
                         self._grow(planner.plan, mirror, view, done)
-                    self._train(batch, view, mirror, tally)
+                    self._train(by_priority(self.plan, batch), view, mirror, tally)
                     done = self._done()
-                if not self.stop.is_set():
+                if not self.stop.event.is_set():
                     self._end_orphans(done, mirror)
-                    mirror.mirror.study_is(write_study(self.ledger, self.plan, planner.told))
+                    mirror.mirror.study_is(write_study(self.ledger, self.plan, within.told))
         finally:
             trouble = mirror.close()
             self._log(begun, tally.trained, tally.reused)
         statuses = {trial.id: self.ledger.trial(trial.id).status() for trial in self.plan.trials}
-        return Outcome(tally.trained, tally.reused, statuses, self.stop.is_set(), trouble, planner.told)
+        trimmed = isinstance(within, Budgeted) and bool(within.left_out)
+        return Outcome(tally.trained, tally.reused, statuses, self.stop.reason, trouble, within.told, trimmed)
+
+    def _within_budget(self, planner: Planner) -> Planner:
+        if self.budget is None:
+            return planner
+        return Budgeted(planner, self.budget, self.ledger, self._say)
+
+    def _say(self, words: str) -> None:
+        self.console.print(words, markup=False, soft_wrap=True)
 
     def _grow(self, plan: Plan, mirror: BackgroundMirror, view: ProgressView, done: Mapping[str, str]) -> None:
         """Go on with a plan that has more trials, which follow from those that have ended."""
@@ -254,8 +278,9 @@ class StudyRun:
 
     def _train(self, batch: list[Ask], view: ProgressView, mirror: BackgroundMirror, tally: Tally) -> None:
         """Run what is asked for; what other runs hold is waited for, and run where they leave it without a record."""
+        self.needs.refresh()
         held: dict[str, Ask] = {}
-        while (batch or held) and not self.stop.is_set():
+        while (batch or held) and not self.stop.event.is_set():
             work = [(self._job(ask), self._needs(ask.trial)) for ask in batch]
             asks = {ask.trial.id: ask for ask in batch}
             for ask in batch:
@@ -272,7 +297,7 @@ class StudyRun:
                 tally.event(event)
 
             if work:
-                self.executor.run(work, on_event, self.stop)
+                self.executor.run(work, on_event, self.stop.event)
             for trial_id in [each for each in held if self.ledger.trial(each).record() is not None]:
                 tally.reuse(trial_id)
                 mirror.add(trial_id)
@@ -280,7 +305,7 @@ class StudyRun:
                 del held[trial_id]
             batch = [held.pop(each) for each in [*held] if not self.ledger.trial(each).running()]
             if held and not batch:
-                self.stop.wait(ASK_AGAIN_S)
+                self.stop.event.wait(ASK_AGAIN_S)
 
     def _say_held(self, trial_id: str, who: str) -> None:
         if trial_id not in self._waited_for:
@@ -301,6 +326,9 @@ class StudyRun:
             plugins=registry.plugin_files(),
             until=ask.until,
             stop=ask.stop,
+            study=self.plan.grid.name,
+            memory_bytes=self.needs.of(ask.trial),
+            hours=ask.trial.spec.resources.hours,
         )
 
     def _needs(self, trial: PlannedTrial) -> Resources:
@@ -311,23 +339,3 @@ class StudyRun:
             self.ledger.study_folder(self.plan.grid.name) / "log.jsonl",
             {"time": begun, "ended": time.time(), "trained": trained, "reused": reused},
         )
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask to stop; a second one insists."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self.stop.is_set():
-                raise KeyboardInterrupt
-            self.stop.set()
-            self.console.print("stopping: trials under way leave a checkpoint (again to stop at once)")
-
-        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 from collections.abc import Generator
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 from ablate.errors import UserError
+from ablate.run.cores import allowed, pin
 from ablate.run.lease import Busy
 from ablate.train.trial import Job, run_trial
 
@@ -46,14 +50,24 @@ def serve(pipe: Connection) -> None:
 
     Anything that comes while a trial runs means stop: the trial leaves a checkpoint.
     """
+    home = allowed()
     try:
         while (job := pipe.recv()) is not None:
+            pin(job.cores or home)
             events = work(job)
             for event in events:
                 pipe.send(event)
                 if pipe.poll():
                     events.close()
                     return
+            _let_go()
             pipe.send({"id": job.trial_id, "idle": True})
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(1)  # the driver was killed: the ledger has what there is
+
+
+def _let_go() -> None:
+    """Give the GPU's memory back: others may share it while this worker waits."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()

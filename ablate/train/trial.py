@@ -31,6 +31,7 @@ from ablate.train import checkpoint
 from ablate.train.fitted import new_run
 from ablate.train.run import Diverged
 
+OUT_OF_MEMORY = "out of memory"  # begins the error of a trial that ran out of it
 CHECKPOINT_SHARE = 0.02  # at most this part of a trial's time goes into checkpoints
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 
@@ -50,6 +51,10 @@ class Job:
     plugins: dict[str, str] = field(default_factory=dict)  # path -> hash of its syntax tree
     until: int | None = None  # pause after this step, leaving a checkpoint
     stop: bool = False  # end it where it stands
+    study: str = ""  # for which it is trained
+    cores: tuple[int, ...] = ()  # to which its worker is pinned
+    memory_bytes: float = 0.0  # what it is expected to need
+    hours: float | None = None  # of wall time, which whoever started the worker watches
 
 
 def run_trial(job: Job) -> Generator[Progress, None, None]:
@@ -78,7 +83,7 @@ def run_trial(job: Job) -> Generator[Progress, None, None]:
             yield from _train(job, spec, folder, device, ledger)
         except Busy:  # another process has taken the trial over: it is that one's to write
             raise
-        except (Exception, MemoryError) as error:
+        except (Exception, SystemExit) as error:
             if _is_the_machines(error, job):
                 raise  # a full or read-only disk says nothing about the trial
             record = _failure(job, folder, error, time.perf_counter() - started)
@@ -178,13 +183,13 @@ class Trial:
                 self.layers_at_first = state["layers_at_first"]
                 self.seen_at_first = state["seen_at_first"]
                 os.truncate(self.folder.metrics, state["metrics_bytes"])
-                self.folder.note("resume", step=self.run.step, **damaged)
+                self.folder.note("resume", step=self.run.step, study=self.job.study, **damaged)
                 return
             if file.exists():
                 damaged = {"fell_back": [*damaged.get("fell_back", []), file.name]}
                 file.unlink()
         self.folder.metrics.write_bytes(b"")
-        self.folder.note("start", step=0, **damaged)
+        self.folder.note("start", step=0, study=self.job.study, **damaged)
         self.layers_at_first = self.run.by_layer()
         self.seen_at_first = diagnose(self.run, final=False)
         self._evaluate()
@@ -356,7 +361,7 @@ def _is_the_machines(error: BaseException, job: Job) -> bool:
 
 def _failure(job: Job, folder: TrialFolder, error: BaseException, wall_s: float) -> dict[str, Any]:
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    kind = "out of memory" if memory else type(error).__name__
+    kind = OUT_OF_MEMORY if memory else type(error).__name__
     return {
         "id": job.trial_id,
         "group_id": None,
