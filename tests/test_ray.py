@@ -97,7 +97,7 @@ def test_the_same_trials_give_the_same_results(
     (dead,) = [ledger.trial(each) for each in ledger.trial_ids() if each not in alike]
     record = dead.record()
     assert record is not None and record["status"] == "failed"
-    assert record["error"] == "lost: its worker died 3 times" and events(dead).count("start") == 3
+    assert record["error"] == "lost: its worker died 3 times, last by SIGKILL" and events(dead).count("start") == 3
 
     monkeypatch.setattr(ray_executor.subprocess, "Popen", lambda *_, **__: pytest.fail("Ray was started"))
     with own_registry():

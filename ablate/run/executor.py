@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from ablate.errors import UserError
 from ablate.run.files import read_json
-from ablate.run.ledger import TrialFolder
+from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.worker import Event
 from ablate.spec import Resources
 from ablate.train.trial import Job
@@ -32,6 +33,22 @@ class Fatal(UserError):
     def __init__(self, message: str, code: int):
         super().__init__(message)
         self.code = code
+
+
+class Deaths:
+    """How often each trial has taken its worker with it, and what follows: it is tried again, or given up."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def count(self, job: Job, how: str) -> Event | None:
+        """One more, by `how`. The event of the trial's end where it is given up, None where it is tried again."""
+        self.counts[job.trial_id] = self.counts.get(job.trial_id, 0) + 1
+        folder = Ledger(Path(job.results)).trial(job.trial_id)
+        if self.counts[job.trial_id] >= MAX_DEATHS and folder.record() is None:
+            return give_up(folder, f"lost: its worker died {MAX_DEATHS} times, last by {how}")
+        folder.note("lost", by=how)
+        return None
 
 
 def give_up(folder: TrialFolder, reason: str, status: str = "failed") -> Event:

@@ -3,8 +3,9 @@
 Tune needs a second or more to start an actor, and cancels the actor that it is starting when another one
 becomes free; with a Tune trial for every short spec the cluster runs nearly serially (measured: 20 trials of
 0.2 s on 4 slots at a mean parallelism of 0.7 to 1.4). So what Tune schedules is a lane: an actor of one resource
-class that takes specs from the deck until there are none. Every spec commits its own record; a lane that dies
-costs only the spec under way, which the deck deals again.
+class that takes specs from the deck until there are none. It trains them in a worker process of its own, so that a
+trial that dies or hangs does not cost the actor. Every spec commits its own record; a lane that dies costs only the
+spec under way, which the deck deals again.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ import os
 import time
 from collections import deque
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
-from ablate.run.executor import MAX_DEATHS, give_up
-from ablate.run.ledger import Ledger
-from ablate.run.worker import Event, work
+from ablate.run.executor import Deaths
+from ablate.run.process import Worker
+from ablate.run.worker import Event
 from ablate.train.trial import Job
 
 DECK = "ablate-deck"
+STOP_PATIENCE_S = 10.0
 STEP_S = 1.0  # a lane reports to Tune about this often
 
 
@@ -36,18 +37,15 @@ class Deck:
     def __init__(self, jobs: dict[str, list[Job]]):
         self.waiting = {kind: deque(each) for kind, each in jobs.items()}
         self.held: dict[str, Job] = {}
-        self.deaths: dict[str, int] = {}
+        self.deaths = Deaths()
 
-    def deal(self, lane: str, kind: str) -> tuple[Job | None, Event | None]:
-        """The next job for a lane. A lane that still holds one has died with it: it gets that one again."""
+    def deal(self, lane: str, kind: str, how: str = "the death of its actor") -> tuple[Job | None, Event | None]:
+        """The next job for a lane. One that the lane still holds was lost, by `how`: it is dealt again, or given up
+        with the event of its end."""
         event = None
         if (held := self.held.pop(lane, None)) is not None:
-            self.deaths[held.trial_id] = self.deaths.get(held.trial_id, 0) + 1
-            folder = Ledger(Path(held.results)).trial(held.trial_id)
-            if folder.record() is None and self.deaths[held.trial_id] >= MAX_DEATHS:
-                event = give_up(folder, f"lost: its worker died {MAX_DEATHS} times")
-            else:
-                folder.note("lost", by="actor died")
+            event = self.deaths.count(held, how)
+            if event is None:
                 self.waiting[kind].appendleft(held)
         if self.waiting[kind]:
             self.held[lane] = self.waiting[kind].popleft()
@@ -69,19 +67,29 @@ class Lane(tune.Trainable):
         self.lane, self.kind = config["lane"], config["kind"]
         self.device = "cuda" if config["gpus"] else "cpu"
         self.deck = ray.get_actor(DECK)
-        self.events: Any = iter(())
+        self.worker: Worker | None = None
         self.holds = False  # a job of this actor's; one that the deck has for this lane is a dead actor's
 
     def step(self) -> dict[str, Any]:
         """Work for about a second, or to the end of the deck; every event of a trial's end is passed on."""
-        begun = time.monotonic()
+        deadline = time.monotonic() + STEP_S
         passed: list[Event] = []
         latest: Event | None = None
-        while time.monotonic() - begun < STEP_S:
-            event = next(self.events, None)
-            if event is None:
+        while (left := deadline - time.monotonic()) > 0:
+            if self.worker is None or not self.holds:
                 if not self._take(passed):
                     return {"events": json.dumps(passed), "done": True}
+                continue
+            try:
+                if not self.worker.pipe.poll(left):
+                    break
+                event = self.worker.recv()
+            except (EOFError, ConnectionResetError):
+                self._lost(passed)
+                continue
+            if "idle" in event:
+                ray.get(self.deck.done.remote(self.lane))
+                self.holds = False
             elif "status" in event or "fatal" in event:
                 passed.append(event)
                 latest = None
@@ -89,28 +97,47 @@ class Lane(tune.Trainable):
                 latest = event
         return {"events": json.dumps([*passed, *([latest] if latest else [])]), "done": False}
 
-    def _take(self, passed: list[Event]) -> bool:
-        if self.holds:
-            ray.get(self.deck.done.remote(self.lane))
+    def _take(self, passed: list[Event], **lost: str) -> bool:
+        """Begin the next job of the deck, if there is one."""
         job: Job | None
         event: Event | None
-        job, event = ray.get(self.deck.deal.remote(self.lane, self.kind))
+        job, event = ray.get(self.deck.deal.remote(self.lane, self.kind, **lost))
         if event is not None:
             passed.append(event)
         self.holds = job is not None
         if job is not None:
-            self.events = work(replace(job, device=self.device))
+            self.worker = self.worker or Worker()
+            self._send(replace(job, device=self.device))
         return self.holds
 
+    def _send(self, job: Job) -> None:
+        assert self.worker is not None
+        try:
+            self.worker.send(job)
+        except OSError:  # it died while it was idle: no fault of the trial
+            self.worker.kill()
+            self.worker = Worker()
+            self.worker.send(job)
+
+    def _lost(self, passed: list[Event]) -> None:
+        """The worker has died: the deck says whether its trial is tried again."""
+        assert self.worker is not None
+        how = self.worker.fate()
+        self.worker.kill()
+        self.worker = None
+        self._take(passed, how=how)
+
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Serve as another lane: nothing of a trial outlives it, so there is nothing to undo."""
+        """Serve as another lane: nothing of a trial outlives its worker, so there is nothing to undo."""
         self.cleanup()
         self.setup(new_config)
         return True
 
     def cleanup(self) -> None:
-        if hasattr(self.events, "close"):
-            self.events.close()
+        """End the worker: a trial under way leaves a checkpoint."""
+        if self.worker is not None:
+            self.worker.end(STOP_PATIENCE_S)
+            self.worker = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         return {}  # the trial's folder owns its checkpoints

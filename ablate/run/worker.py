@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 from collections.abc import Generator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -43,7 +42,6 @@ def serve(pipe: Connection) -> None:
 
     Anything that comes while a trial runs means stop: the trial leaves a checkpoint.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     try:
         while (job := pipe.recv()) is not None:
             events = work(job)
