@@ -75,7 +75,10 @@ def _study_commands(sub: Any) -> None:
         "--executor", choices=("local", "ray"), default="local", help="where trials run (default: local)"
     )
     run.add_argument("--workers", type=_count, metavar="N", help="trials at once (default: one a CPU core or GPU)")
-    run.add_argument("--address", metavar="ADDR", help="an existing Ray cluster, with --executor ray")
+    run.add_argument(
+        "--address", metavar="ADDR", help="an existing Ray cluster, HOST:PORT or auto, with --executor ray"
+    )
+    run.add_argument("--ship", action="store_true", help="send this code to its nodes, with --address")
     run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)")
     run.add_argument("--retry-failed", action="store_true", help="try failed trials again")
     run.add_argument("--checkpoint-every", type=float, default=15.0, metavar="S", help="seconds (default: 15)")

@@ -31,6 +31,8 @@ def run(options: Namespace) -> int:
 
     if options.address and options.executor != "ray":
         raise UserError("--address names a Ray cluster: add --executor ray")
+    if options.ship and not options.address:
+        raise UserError("--ship sends the code to a Ray cluster: add --address")
     grid = load_grid(options.grid, options.overrides)
     ledger = Ledger(options.results)
     _make_folder(options.results)
@@ -82,7 +84,7 @@ def _executor(options: Namespace, plan: Plan) -> Executor:
         from ablate.run.ray_executor import RayExecutor
 
         log = options.results / "studies" / plan.grid.name / "ray.log"
-        return RayExecutor(options.workers or slots, gpus, options.address, log)
+        return RayExecutor(options.workers or slots, gpus, options.address, log, options.ship)
     from ablate.run.local import LocalExecutor
 
     return LocalExecutor(slots if options.workers is None else options.workers, gpus)

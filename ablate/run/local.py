@@ -66,9 +66,7 @@ class LocalExecutor:
             )
         if need.custom:
             names = ", ".join(name for name, _ in need.custom)
-            raise UserError(
-                f"resources.custom ({names}) are of a Ray cluster's nodes: use --executor ray --address"
-            )
+            raise UserError(f"resources.custom ({names}) are of a Ray cluster's nodes: use --executor ray --address")
         gpus = need.gpus or 0
         if gpus > 1 and len(self.free_gpus) >= gpus:
             raise UserError("the local executor gives a trial at most one GPU: use --executor ray")

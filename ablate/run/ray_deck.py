@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 
-from ablate.run.executor import MAX_DEATHS, give_up
-from ablate.run.ledger import Ledger
+from ablate.run.executor import Deaths
 from ablate.run.worker import Event
 from ablate.train.trial import Job
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a lane is told besides its jobs: how to see whether it shares the driver's results folder, where to bring
-    its trials' files if it does not, and the text of the plugins."""
+    """What a lane is told besides its jobs: how to see whether it shares the driver's results folder, and the text of
+    the plugins."""
 
     marker: str  # a file of the results folder
     token: str  # what is in it
-    store: str | None  # where files are kept for nodes without the folder; None: with the driver
     plugins: dict[str, str]  # path -> text
 
 
@@ -37,24 +34,21 @@ class Deck:
         self.waiting = {kind: deque(each) for kind, each in jobs.items()}
         self.seen: dict[str, set[str]] = {kind: set() for kind in jobs}
         self.held: dict[str, tuple[str, Job]] = {}
-        self.deaths: dict[str, int] = {}
+        self.deaths = Deaths()
         self.surroundings = surroundings
 
     def about(self) -> Surroundings:
         return self.surroundings
 
-    def deal(self, lane: str, kind: str) -> tuple[Job | None, Event | None]:
-        """The next job for a lane. A lane that still holds one has died with it: it gets that one again."""
+    def deal(self, lane: str, kind: str, how: str = "the death of its actor") -> tuple[Job | None, Event | None]:
+        """The next job for a lane. One that the lane still holds was lost, by `how`: it is dealt again, or given up
+        with the event of its end."""
         event = None
         self.seen[kind].add(lane)
-        if (mine := self.held.pop(lane, None)) is not None:
-            held = mine[1]
-            self.deaths[held.trial_id] = self.deaths.get(held.trial_id, 0) + 1
-            folder = Ledger(Path(held.results)).trial(held.trial_id)
-            if folder.record() is None and self.deaths[held.trial_id] >= MAX_DEATHS:
-                event = give_up(folder, f"lost: its worker died {MAX_DEATHS} times")
-            else:
-                folder.note("lost", by="actor died")
+        if lane in self.held:
+            _, held = self.held.pop(lane)
+            event = self.deaths.count(held, how)
+            if event is None:
                 self.waiting[kind].appendleft(held)
         if self.waiting[kind]:
             self.held[lane] = kind, self.waiting[kind].popleft()

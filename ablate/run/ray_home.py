@@ -1,4 +1,4 @@
-"""The driver's results folder as a store: an actor of the driver's node, the only one that writes there for others."""
+"""The driver's results folder as a store: an actor of the driver's node, the only writer for others."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import ray
 
 from ablate import registry
+from ablate.errors import UserError
 from ablate.run.ledger import Ledger
-from ablate.train.trial import Job, prepare_process, read_spec
+from ablate.train.trial import Job, read_spec
 
 CHUNK = 16 * 2**20  # bytes a message
 
@@ -62,12 +63,16 @@ class Home:
         return sorted(each.name for each in place.iterdir() if each.is_file()) if place.is_dir() else []
 
     def cache_folders(self, job: Job) -> list[str]:
-        """The folders of the cache that a trial reads. None where its data are made from what the package has."""
-        prepare_process(job)
+        """The folders of the cache that a trial reads; none where its data cannot be opened here."""
+        for file in job.plugins:
+            registry.add_plugin(Path(file))
         spec = read_spec(Ledger(self.root).trial(job.trial_id))
         if spec.data not in self.caches:
             task = registry.make("task", spec.data.task)
-            task.open(spec.data, self.root / "cache")
+            try:
+                task.open(spec.data, self.root / "cache")
+            except (UserError, OSError):
+                return []  # the trial finds out by itself, where it runs
             wanted = {task.facts().get("fingerprint"), spec.data.vocabulary} - {None, ""}
             places = [f"cache/{kind}/{name}" for kind in ("tokens", "images") for name in sorted(wanted)]
             self.caches[spec.data] = [each for each in places if (self.root / each).is_dir()]

@@ -9,6 +9,7 @@ import ray
 
 WORDS = {"CPU": "CPUs", "GPU": "GPUs", "memory": "GB of memory"}
 HIDDEN = ("node:", "object_store_memory", "accelerator_type:")
+GONE = (ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError, ray.exceptions.TaskUnschedulableError)
 LOOK_S = 120.0  # patience with a node that starts its first worker
 
 Needs = Mapping[str, Mapping[str, float]]  # resource class -> amounts by Ray's names
@@ -22,7 +23,8 @@ def nodes() -> dict[str, dict[str, float]]:
 def refusal(kinds: Needs, have: Iterable[Mapping[str, float]]) -> str:
     """Why some class of trials can run on none of these nodes; empty when every class can."""
     found = list(have)
-    most = {name: max(node.get(name, 0) for node in found) for name in sorted({key for node in found for key in node})}
+    names = sorted({name for node in found for name in node})
+    most = {name: max(node.get(name, 0) for node in found) for name in names}
     for need in kinds.values():
         if any(all(node.get(name, 0) >= amount for name, amount in need.items()) for node in found):
             continue
@@ -54,7 +56,7 @@ def look(ids: Iterable[str], version: str, probe: Any) -> str:
     for answer, each in asked.items():
         try:
             host, found, missing = ray.get(answer, timeout=LOOK_S)
-        except (ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError, ray.exceptions.TaskUnschedulableError):
+        except GONE:
             continue  # it has gone: the others will do
         except ray.exceptions.GetTimeoutError:
             return f"node {each[:8]} of the Ray cluster starts no worker within {LOOK_S:g} s"

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ablate.errors import UserError
 from ablate.run.files import locked, write_text
