@@ -12,7 +12,6 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from conftest import ROOT
@@ -28,18 +27,10 @@ class Node:
         self.mark = f"ABLATE_NODE_MARK={uuid.uuid4().hex}"
         name, value = self.mark.split("=")
         ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray"
-        command = [
-            *wrap,
-            ray,
-            "start",
-            "--block",
-            "--disable-usage-stats",
-            "--object-store-memory=80000000",
-            *arguments,
-        ]
+        options = ["--block", "--disable-usage-stats", "--object-store-memory=80000000", *arguments]
         with open(log, "ab") as out:
             self.process = subprocess.Popen(
-                command,
+                [*wrap, ray, "start", *options],
                 env={**os.environ, **QUIET, "PYTHONPATH": str(ROOT), name: value, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -60,10 +51,10 @@ class Node:
                 continue  # it ended
         return found
 
-    def kill(self, word: str = "raylet/raylet ") -> None:
-        """SIGKILL to the node's raylet, or to another of its daemons. Its workers end with it."""
-        hit = [pid for pid in self.processes("raylet/raylet" if word.startswith("raylet") else word)]
-        assert hit, f"no process of this node has {word!r} in its command"
+    def kill(self) -> None:
+        """SIGKILL to the node's raylet. Its workers end with it."""
+        hit = self.processes("raylet/raylet")
+        assert hit, "the node has no raylet"
         for pid in hit:
             os.kill(pid, signal.SIGKILL)
 
@@ -94,8 +85,14 @@ class RayCluster:
         )
         wait_for(self._answers, f"a cluster: {self.log}")
 
-    def add(self, cpus: int = 1, wrap: Sequence[str] = (), **resources: float) -> Node:
-        return self._start(f"--address={self.address}", *_sizes(cpus, resources), wrap=wrap)
+    def add(self, cpus: int = 1, **resources: float) -> Node:
+        return self._start(f"--address={self.address}", *_sizes(cpus, resources))
+
+    def add_without(self, folder: Path, place: Path, cpus: int = 1, **resources: float) -> Node:
+        """A node that sees nothing in `folder`, and has `place` for its temporary files. Needs root."""
+        place.mkdir()
+        hide = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none "{folder}" && exec "$@"', "sh"]
+        return self._start(f"--address={self.address}", *_sizes(cpus, resources), wrap=hide, TMPDIR=str(place))
 
     def _start(self, *arguments: str, **options: Any) -> Node:
         self.nodes.append(Node(self.log, *arguments, **options))
@@ -115,9 +112,8 @@ class RayCluster:
 
     def _asked(self, question: str) -> str:
         """What Ray in a process of its own says."""
-        code = (
-            f"import ray; ray.init({self.address!r}, log_to_driver=False, logging_level='ERROR'); print({question})"
-        )
+        options = "log_to_driver=False, logging_level='ERROR'"
+        code = f"import ray; ray.init({self.address!r}, {options}); print({question})"
         asked = [sys.executable, "-c", code]
         said = subprocess.run(asked, env={**os.environ, **QUIET}, capture_output=True, text=True, timeout=120)
         assert said.returncode == 0, said.stderr[-2000:]
@@ -126,9 +122,7 @@ class RayCluster:
     def __enter__(self) -> RayCluster:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         for node in reversed(self.nodes):
             node.end()
 
