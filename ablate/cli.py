@@ -78,6 +78,7 @@ def _study_commands(sub: Any) -> None:
     run.add_argument(
         "--address", metavar="ADDR", help="an existing Ray cluster, HOST:PORT or auto, with --executor ray"
     )
+    run.add_argument("--store", metavar="URI", help="where its nodes keep trials' files, with --address")
     run.add_argument("--ship", action="store_true", help="send this code to its nodes, with --address")
     run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)")
     run.add_argument("--retry-failed", action="store_true", help="try failed trials again")

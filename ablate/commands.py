@@ -31,8 +31,9 @@ def run(options: Namespace) -> int:
 
     if options.address and options.executor != "ray":
         raise UserError("--address names a Ray cluster: add --executor ray")
-    if options.ship and not options.address:
-        raise UserError("--ship sends the code to a Ray cluster: add --address")
+    for name in ("ship", "store"):
+        if getattr(options, name) and not options.address:
+            raise UserError(f"--{name} is for the nodes of a Ray cluster: add --address")
     grid = load_grid(options.grid, options.overrides)
     ledger = Ledger(options.results)
     _make_folder(options.results)
@@ -84,7 +85,7 @@ def _executor(options: Namespace, plan: Plan) -> Executor:
         from ablate.run.ray_executor import RayExecutor
 
         log = options.results / "studies" / plan.grid.name / "ray.log"
-        return RayExecutor(options.workers or slots, gpus, options.address, log, options.ship)
+        return RayExecutor(options.workers or slots, gpus, options.address, log, options.ship, options.store)
     from ablate.run.local import LocalExecutor
 
     return LocalExecutor(slots if options.workers is None else options.workers, gpus)

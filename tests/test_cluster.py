@@ -23,6 +23,7 @@ from runs import (
     new_results,
     trainer,
     under_way,
+    undisturbed,
     wait_for,
     with_database,
 )
@@ -47,6 +48,11 @@ def _as_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def ledger(tmp_path: Path, token_cache: Path) -> Ledger:
     return with_database(new_results(tmp_path / "results", token_cache))
+
+
+@pytest.fixture(scope="module")
+def undisturbed_tiny(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> Ledger:
+    return undisturbed(TINY, tmp_path_factory.mktemp("tiny"), token_cache)
 
 
 def command(ledger: Ledger, grid: Path, cluster: RayCluster, *options: object) -> tuple[object, ...]:
@@ -207,3 +213,18 @@ def test_a_process_of_our_own_cluster_dies(
             assert driver.wait() == 0, driver.output() + log_of(ledger).read_text()[-3000:]
             driver.wait_until_alone()
     assert_as_undisturbed(ledger, undisturbed_long)
+
+
+def test_a_store(ledger: Ledger, undisturbed_tiny: Ledger, write: Write, tmp_path: Path, cluster: RayCluster) -> None:
+    """All trials are kept there and come home; what is there is trained no more, even where the results were lost."""
+    run = command(ledger, write(TINY), cluster, "--store", f"file://{tmp_path / 'store'}")
+    for _ in range(2):
+        with Command(tmp_path, *run) as driver:
+            assert driver.wait() == 0, driver.output() + log_of(ledger, "tiny").read_text()[-3000:]
+            assert "trained 4, reused 0: 4 finished" in driver.output()
+        assert_as_undisturbed(ledger, undisturbed_tiny)
+        assert all(events(ledger.trial(each)) == ["start", "end"] for each in ledger.trial_ids())
+        for trial_id in ledger.trial_ids():
+            kept = {each.name for each in (tmp_path / "store" / "trials" / trial_id).iterdir()}
+            assert kept == {"attempts.jsonl", "metrics.jsonl", "weights.pt", "record.json"}
+        shutil.rmtree(ledger.root / "trials")

@@ -20,6 +20,7 @@ class Surroundings:
 
     marker: str  # a file of the results folder
     token: str  # what is in it
+    store: str | None  # where trials' files are kept; None: in the results folder
     plugins: dict[str, str]  # path -> text
 
 

@@ -39,6 +39,7 @@ from ablate.run.ray_deck import Deck, Surroundings, on_this_node
 from ablate.run.ray_home import Home
 from ablate.run.ray_lane import Lane
 from ablate.run.ray_nodes import look, nodes, refusal
+from ablate.run.store import FileStore, bring_home
 from ablate.train.trial import Job
 
 STOP_PATIENCE_S = 15.0
@@ -85,10 +86,16 @@ class Feed(tune.search.Searcher):
 
 
 class Speaker(tune.Callback):
-    """Passes the lanes' events on. A `fatal` one ends everything at once."""
+    """Passes the lanes' events on, once what they tell of is in the results folder. A `fatal` one ends everything at
+    once."""
+
+    def __init__(self, store: str | None, results: Path):
+        self.store, self.results = FileStore(store) if store else None, results
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         for event in json.loads(result.get("events", "[]")):
+            if self.store is not None and event.get("status", "paused") != "paused":
+                bring_home(self.store, event["id"], self.results)
             say(event)
 
 
@@ -157,7 +164,7 @@ def _train(orders: dict[str, Any], found: set[str]) -> None:
     """Deal all jobs to lanes. The actors have names of this run's own: several drivers share a cluster."""
     run = f"ablate-{orders['token']}"
     jobs = {kind: [Job(**job) for job in each] for kind, each in orders["jobs"].items()}
-    about = Surroundings(orders["marker"], orders["token"], orders["plugins"])
+    about = Surroundings(orders["marker"], orders["token"], orders["store"], orders["plugins"])
     here = on_this_node()
     deck = Deck.options(name=f"{run}-deck", scheduling_strategy=here).remote(jobs, about)  # type: ignore[attr-defined]
     home = Home.options(name=f"{run}-home", scheduling_strategy=here).remote(orders["results"])  # type: ignore[attr-defined]
@@ -217,7 +224,7 @@ def _tune(orders: dict[str, Any], run: str, counts: dict[str, int]) -> None:
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=-1),  # the deck counts deaths, by spec
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                callbacks=[Speaker()],
+                callbacks=[Speaker(orders["store"], Path(orders["results"]))],
             ),
         ).fit()
 

@@ -16,6 +16,7 @@ from typing import Any
 from ablate.errors import UserError
 from ablate.run.executor import Fatal, OnEvent
 from ablate.run.files import write_text
+from ablate.run.store import FileStore
 from ablate.spec import Resources
 from ablate.train.trial import Job
 
@@ -26,7 +27,9 @@ ADDRESSES = "run the command on a node of the cluster, with its head's HOST:PORT
 class RayExecutor:
     """Ray Tune over this machine (`slots` CPUs and `gpus` GPUs), or over the cluster at `address`."""
 
-    def __init__(self, slots: int, gpus: int, address: str | None, log: Path, ship: bool = False):
+    def __init__(
+        self, slots: int, gpus: int, address: str | None, log: Path, ship: bool = False, store: str | None = None
+    ):
         if address is not None and address.startswith("ray://"):
             raise UserError(f"--address {address}: Ray's client cannot drive Tune; {ADDRESSES}")
         self.slots = slots
@@ -34,6 +37,9 @@ class RayExecutor:
         self.address = address
         self.log = log
         self.ship = ship
+        self.store = store
+        if store is not None:
+            FileStore(store)  # refuse here what cannot be opened
 
     def run(self, jobs: Sequence[tuple[Job, Resources]], on_event: OnEvent, stop: threading.Event) -> None:
         for _, need in jobs if self.address is None else ():  # else the driver finds out what the cluster has
@@ -99,6 +105,7 @@ class RayExecutor:
             "marker": str(self._marker.resolve()),
             "token": token,
             "ship": self.ship,
+            "store": self.store,
             "plugins": {file: Path(file).read_text(encoding="utf-8") for file in jobs[0][0].plugins},
         }
 

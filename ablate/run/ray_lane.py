@@ -26,7 +26,7 @@ from ablate.errors import UserError
 from ablate.run.process import Worker
 from ablate.run.ray_deck import Surroundings
 from ablate.run.ray_home import HomeStore
-from ablate.run.store import Courier, fetch_folder, write_plugins
+from ablate.run.store import Courier, FileStore, fetch_folder, write_plugins
 from ablate.run.worker import FULL, Event
 from ablate.train.trial import Job, read_spec
 
@@ -57,18 +57,19 @@ def sees_results(about: Surroundings) -> bool:
 
 
 class Abroad:
-    """A node that does not see the results folder: trials train in a folder of its own."""
+    """Trials train in a folder of this node, which does not see the results folder, or there is a store for all."""
 
     def __init__(self, about: Surroundings, home: Any):
         self.results, self.home = folder_here(about.token), home
-        self.store = HomeStore(home)
-        self.courier = Courier(self.store, self.results)
+        self.origin = HomeStore(home)
+        store = FileStore(about.store) if about.store else self.origin
+        self.courier = Courier(store, self.results, self.origin)
 
     def receive(self, job: Job) -> Job:
         """Fetch what a trial needs; the job as it is here."""
-        self.store.take(job.trial_id)
+        self.origin.take(job.trial_id)
         for folder in ray.get(self.home.cache_folders.remote(job)):
-            fetch_folder(self.store, folder, self.results)
+            fetch_folder(self.origin, folder, self.results)
         spec = read_spec(self.courier.fetch(job.trial_id))
         if spec.parent is not None:
             self.courier.fetch_weights(spec.parent)
@@ -88,7 +89,7 @@ class Lane(tune.Trainable):
         about: Any = ray.get(self.deck.about.remote())
         self.about: Surroundings = about
         self.abroad: Abroad | None = None
-        if not sees_results(self.about):
+        if self.about.store or not sees_results(self.about):
             self.abroad = Abroad(self.about, ray.get_actor(f"{config['run']}-home"))
         self.worker: Worker | None = None
         self.holds: bool = False  # a job of this actor's; one that the deck has for this lane is a dead actor's

@@ -7,6 +7,7 @@ trial fetches these files first. Paths in a store are those of the results folde
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -83,34 +84,42 @@ class FileStore:
 
 
 class Courier:
-    """Carries the files of one trial at a time between a store and a results folder of this node."""
+    """Carries the files of one trial at a time between a store and a results folder of this node.
 
-    def __init__(self, store: Store, results: Path):
-        self.store, self.ledger = store, Ledger(results)
+    What the store does not have is looked for in `origin`, where trials are planned and other studies' lie.
+    """
+
+    def __init__(self, store: Store, results: Path, origin: Store | None = None):
+        self.store, self.origin, self.ledger = store, origin or store, Ledger(results)
         self._folder: TrialFolder | None = None
         self._brought: dict[str, tuple[int, int]] = {}
         self._last = 0.0
 
     def fetch(self, trial_id: str) -> TrialFolder:
-        """Make the trial's folder here what the store has of it. Raises `UserError` where the store has no such
-        trial."""
+        """Make the trial's folder here what is known of it. Raises `UserError` where it is not planned."""
         self._folder = folder = self.ledger.trial(trial_id)
         self._brought = {}
         if folder.record() is not None:  # it ended here, and the worker died before that was known
             return folder
-        for name in ("spec.json", *reversed(STATE)):  # the curve after its checkpoint: it is the longer one
-            if not self.store.fetch(f"trials/{trial_id}/{name}", folder.folder / name):
-                (folder.folder / name).unlink(missing_ok=True)
-        if not folder.spec.is_file():
-            raise UserError(f"trial {trial_id} is not in the store: it was not planned there")
-        self._brought = {name: _stamp(folder.folder / name) for name in STATE}
+        shutil.rmtree(folder.folder, ignore_errors=True)
+        place = f"trials/{trial_id}"
+        if not self.origin.fetch(f"{place}/spec.json", folder.spec):
+            raise UserError(f"trial {trial_id} is not where it was planned: run the command again")
+        known = {"checkpoint.pt", "record.json"}
+        source = self.store if known & set(self.store.names(place)) else self.origin
+        for name in ("record.json", "weights.pt") if source is not self.origin else ():
+            source.fetch(f"{place}/{name}", folder.folder / name)
+        for name in reversed(STATE):  # the curve after its checkpoint: it is the longer one
+            source.fetch(f"{place}/{name}", folder.folder / name)
+        if source is self.store:
+            self._brought = {name: _stamp(folder.folder / name) for name in STATE}
         return folder
 
     def fetch_weights(self, trial_id: str) -> None:
         """The weights that another trial begins from."""
-        file = self.ledger.trial(trial_id).weights
-        if not file.is_file():
-            self.store.fetch(f"trials/{trial_id}/weights.pt", file)
+        file, path = self.ledger.trial(trial_id).weights, f"trials/{trial_id}/weights.pt"
+        if not file.is_file() and not self.store.fetch(path, file):
+            self.origin.fetch(path, file)
 
     def bring(self, at_once: bool = False) -> None:
         """What has changed since it was last looked at; `at_once` even where that was a moment ago."""
@@ -148,6 +157,20 @@ class Courier:
             assert self._folder is not None
             self.store.put(file, f"trials/{self._folder.id}/{name}")
             self._brought[name] = stamp
+
+
+def bring_home(store: Store, trial_id: str, results: Path) -> None:
+    """Copy a trial that has ended from a store to the results folder, its record last."""
+    folder, place = Ledger(results).trial(trial_id), f"trials/{trial_id}"
+    with folder.locked():
+        ours = folder.history()
+        for name in ("metrics.jsonl", "weights.pt", "attempts.jsonl"):
+            store.fetch(f"{place}/{name}", folder.folder / name)
+        theirs = folder.history()
+        lines = sorted([*theirs, *(row for row in ours if row not in theirs)], key=lambda row: float(row["time"]))
+        write_text(folder.attempts, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines))
+        store.fetch(f"{place}/record.json", folder.folder / "record.json")
+        folder.checkpoint.unlink(missing_ok=True)
 
 
 def fetch_folder(store: Store, folder: str, results: Path) -> None:
