@@ -31,7 +31,7 @@ class Node:
         with open(log, "ab") as out:
             self.process = subprocess.Popen(
                 [*wrap, ray, "start", *options],
-                env={**os.environ, **QUIET, "PYTHONPATH": str(ROOT), name: value, **env},
+                env={**os.environ, **QUIET, "PYTHONPATH": str(ROOT), name: value} | env,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -87,6 +87,10 @@ class RayCluster:
 
     def add(self, cpus: int = 1, **resources: float) -> Node:
         return self._start(f"--address={self.address}", *_sizes(cpus, resources))
+
+    def add_bare(self, cpus: int = 1, **resources: float) -> Node:
+        """A node that has Ray and torch, and not this package."""
+        return self._start(f"--address={self.address}", *_sizes(cpus, resources), PYTHONPATH="")
 
     def add_without(self, folder: Path, place: Path, cpus: int = 1, **resources: float) -> Node:
         """A node that sees nothing in `folder`, and has `place` for its temporary files. Needs root."""

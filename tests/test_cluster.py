@@ -21,6 +21,7 @@ from runs import (
     events,
     faulty,
     new_results,
+    run_here,
     trainer,
     under_way,
     undisturbed,
@@ -228,3 +229,33 @@ def test_a_store(ledger: Ledger, undisturbed_tiny: Ledger, write: Write, tmp_pat
             kept = {each.name for each in (tmp_path / "store" / "trials" / trial_id).iterdir()}
             assert kept == {"attempts.jsonl", "metrics.jsonl", "weights.pt", "record.json"}
         shutil.rmtree(ledger.root / "trials")
+
+
+def test_code_that_a_node_lacks(ledger: Ledger, undisturbed_tiny: Ledger, write: Write, tmp_path: Path) -> None:
+    """The node is named; with --ship it gets the code."""
+    grid = write(TINY.replace("base:\n", "base:\n  resources: {custom: {bare: 1}}\n"))
+    with RayCluster(tmp_path) as cluster:
+        bare = cluster.add_bare(bare=1)
+        wait_for(lambda: bare.processes("raylet/raylet") and cluster.count() == 2, "two nodes")
+        run = command(ledger, grid, cluster)
+        with Command(tmp_path, *run) as driver:
+            assert driver.wait() == 2, driver.output()
+            assert "cannot import ablate: No module named 'ablate'; install it there, or --ship" in driver.output()
+        with Command(tmp_path, *run, "--ship") as driver:
+            assert driver.wait() == 0, driver.output() + log_of(ledger, "tiny").read_text()[-3000:]
+        assert_as_undisturbed(ledger, undisturbed_tiny)
+
+
+def test_what_is_refused_without_a_cluster(ledger: Ledger, write: Write) -> None:
+    run = ("run", write(TINY), "--results", ledger.root, "--executor", "ray")
+    for options, words in (
+        (("--ship",), "--ship is for the nodes of a Ray cluster: add --address"),
+        (("--store", "file:///tmp"), "--store is for the nodes of a Ray cluster: add --address"),
+        (("--address", "ray://127.0.0.1:10001"), "Ray's client cannot drive Tune; run the command on a node"),
+        (("--address", "127.0.0.1:1"), "the Ray cluster at 127.0.0.1:1 cannot be reached"),
+        (("--address", "auto", "--store", "nosuch://x"), "--store nosuch://x: Protocol not known: nosuch"),
+        (("--set", "resources.custom.tpu=1"), "resources.custom (tpu) are of a Ray cluster's nodes: add --address"),
+    ):
+        code, said = run_here(*run, *options)
+        assert code == 2 and words in said, said
+    assert all(ledger.trial(each).record() is None for each in ledger.trial_ids())
