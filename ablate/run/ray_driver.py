@@ -46,6 +46,7 @@ STOP_PATIENCE_S = 15.0
 WATCH_S = 3.0
 NODE_PATIENCE_S = 30.0  # a node may be on its way
 PENDING = 16  # lanes of one class that may wait for room
+ended = threading.Event()  # all that Tune does
 
 
 class Feed(tune.search.Searcher):
@@ -94,7 +95,7 @@ class Speaker(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         for event in json.loads(result.get("events", "[]")):
-            if self.store is not None and event.get("status", "paused") != "paused":
+            if self.store is not None and "status" in event:
                 bring_home(self.store, event["id"], self.results)
             say(event)
 
@@ -171,19 +172,25 @@ def _train(orders: dict[str, Any], found: set[str]) -> None:
     ray.get([deck.lanes.remote(), home.names.remote("")])  # they run
     if orders["address"]:
         threading.Thread(target=_watch, args=(deck, orders["kinds"], found), daemon=True).start()
-    _tune(orders, run, {kind: len(each) for kind, each in jobs.items()})
+    try:
+        _tune(orders, run, {kind: len(each) for kind, each in jobs.items()})
+        if left := ray.get(deck.unfinished.remote()):
+            say({"fatal": f"Ray ended with trials to go that ask for {' and '.join(sorted(left))}", "code": 1})
+    finally:
+        ended.set()
 
 
 def _watch(deck: Any, kinds: dict[str, Any], known: set[str]) -> None:
     """End the run when a node that joins cannot serve it, or when none is left that could: Tune waits for ever."""
     lacking = 0.0
-    while True:
-        time.sleep(WATCH_S)
+    while not ended.wait(WATCH_S):
         try:
             found = nodes()
             left = {kind: kinds[kind] for kind in ray.get(deck.unfinished.remote(), timeout=60)}
             problem = look(found.keys() - known, ablate.__version__, imported_here)
         except Exception as error:  # whatever becomes of a cluster that is ending, it is the end of this run
+            if ended.is_set():
+                return
             say({"fatal": f"the Ray cluster is gone: {str(error).splitlines()[0]}; run the command again", "code": 1})
             return
         known = set(found)

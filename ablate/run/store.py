@@ -19,6 +19,7 @@ from ablate.run.files import locked, write_text
 from ablate.run.ledger import Ledger, TrialFolder
 
 BETWEEN_S = 1.0  # changed files are brought no more often than this
+LASTING = ("finished", "diverged")  # what ended in another way and is asked for is to be tried again
 STATE = ("attempts.jsonl", "metrics.jsonl", "checkpoint.pt")  # what a trial goes on from, in the order of bringing
 
 
@@ -107,8 +108,9 @@ class Courier:
             raise UserError(f"trial {trial_id} is not where it was planned: run the command again")
         known = {"checkpoint.pt", "record.json"}
         source = self.store if known & set(self.store.names(place)) else self.origin
-        for name in ("record.json", "weights.pt") if source is not self.origin else ():
-            source.fetch(f"{place}/{name}", folder.folder / name)
+        if source is not self.origin and source.fetch(f"{place}/record.json", folder.folder / "record.json"):
+            if (folder.record() or {}).get("status") not in LASTING:
+                folder.forget_record()
         for name in reversed(STATE):  # the curve after its checkpoint: it is the longer one
             source.fetch(f"{place}/{name}", folder.folder / name)
         if source is self.store:
@@ -160,7 +162,8 @@ class Courier:
 
 
 def bring_home(store: Store, trial_id: str, results: Path) -> None:
-    """Copy a trial that has ended from a store to the results folder, its record last."""
+    """Copy a trial that has ended or waits from a store to the results folder, its record last. The checkpoint
+    stays."""
     folder, place = Ledger(results).trial(trial_id), f"trials/{trial_id}"
     with folder.locked():
         ours = folder.history()
@@ -169,8 +172,8 @@ def bring_home(store: Store, trial_id: str, results: Path) -> None:
         theirs = folder.history()
         lines = sorted([*theirs, *(row for row in ours if row not in theirs)], key=lambda row: float(row["time"]))
         write_text(folder.attempts, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines))
-        store.fetch(f"{place}/record.json", folder.folder / "record.json")
-        folder.checkpoint.unlink(missing_ok=True)
+        if store.fetch(f"{place}/record.json", folder.folder / "record.json"):
+            folder.checkpoint.unlink(missing_ok=True)
 
 
 def fetch_folder(store: Store, folder: str, results: Path) -> None:
