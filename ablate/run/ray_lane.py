@@ -23,21 +23,26 @@ import ray
 from ray import tune
 
 from ablate.errors import UserError
+from ablate.run.files import read_json
 from ablate.run.process import Worker
 from ablate.run.ray_deck import Surroundings
 from ablate.run.ray_home import HomeStore
 from ablate.run.store import Courier, FileStore, fetch_folder, write_plugins
 from ablate.run.worker import FULL, Event
-from ablate.train.trial import Job, read_spec
+from ablate.train.trial import Job
 
 STOP_PATIENCE_S = 10.0
 STEP_S = 1.0  # a lane reports to Tune about this often
 
 
+def node_folder() -> Path:
+    """Where this node keeps what runs have in common."""
+    return Path(tempfile.gettempdir()) / f"ablate-{os.getuid()}"
+
+
 def folder_here(token: str) -> Path:
     """This node's own results folder for one run of a driver; its cache serves all runs."""
-    place = Path(tempfile.gettempdir()) / f"ablate-{os.getuid()}"
-    results, cache = place / token[:12], place / "cache"
+    results, cache = node_folder() / token[:12], node_folder() / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     results.mkdir(exist_ok=True)
     if not (results / "cache").exists():
@@ -70,9 +75,9 @@ class Abroad:
         self.origin.take(job.trial_id)
         for folder in ray.get(self.home.cache_folders.remote(job)):
             fetch_folder(self.origin, folder, self.results)
-        spec = read_spec(self.courier.fetch(job.trial_id))
-        if spec.parent is not None:
-            self.courier.fetch_weights(spec.parent)
+        spec = read_json(self.courier.fetch(job.trial_id).spec)
+        if spec["parent"] is not None:
+            self.courier.fetch_weights(spec["parent"])
         return replace(job, results=str(self.results))
 
 
@@ -151,7 +156,7 @@ class Lane(tune.Trainable):
         self.holds = job is not None
         if job is not None:
             self.worker = self.worker or Worker()
-            plugins = write_plugins(self.about.plugins, job.plugins, folder_here(self.about.token))
+            plugins = write_plugins(self.about.plugins, job.plugins, node_folder())
             here = job if self.abroad is None else self.abroad.receive(job)
             self._send(replace(here, device=self.device, plugins=plugins))
         return self.holds

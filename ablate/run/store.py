@@ -190,14 +190,14 @@ def fetch_folder(store: Store, folder: str, results: Path) -> None:
             os.replace(part, place)
 
 
-def write_plugins(texts: dict[str, str], codes: dict[str, str], results: Path) -> dict[str, str]:
+def write_plugins(texts: dict[str, str], codes: dict[str, str], place: Path) -> dict[str, str]:
     """The plugins of a job as files of this node (path -> hash): where one is not, or says something else, its text
     is written."""
     found = {}
     for path, code in codes.items():
         file = Path(path)
         if path in texts and not (file.is_file() and file.read_text(encoding="utf-8") == texts[path]):
-            file = results / "plugins" / code / file.name
+            file = place / "plugins" / code / file.name
             if not file.is_file():
                 write_text(file, texts[path])
         found[str(file)] = code
