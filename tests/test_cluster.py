@@ -95,6 +95,19 @@ def test_a_node_that_dies(ledger: Ledger, undisturbed_long: Ledger, write: Write
         assert_as_undisturbed(ledger, undisturbed_long)
 
 
+PLUGIN = '''\
+"""A norm of the study's own."""
+
+from ablate import register
+from ablate.components.norms import LayerNorm
+
+
+@register("norm", "own", paper="made up")
+class Own(LayerNorm):
+    """A layer norm."""
+'''
+
+
 def can_hide() -> bool:
     tried = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"]
     return shutil.which("unshare") is not None and subprocess.run(tried, capture_output=True).returncode == 0
@@ -104,9 +117,13 @@ def can_hide() -> bool:
 def test_nodes_that_do_not_see_the_results(
     ledger: Ledger, undisturbed_long: Ledger, write: Write, tmp_path: Path
 ) -> None:
-    """One variant asks for what such nodes alone have. The node dies, another joins, which sees nothing either: the
-    files come home, the trial goes on from what had come, the rest runs beside it."""
+    """Two variants ask for what such nodes alone have, one of them with a plugin that they do not see. The node dies,
+    another joins, which sees nothing either: the files come home, the trial goes on from what had come, the rest runs
+    beside it."""
+    (ledger.root / "own.py").write_text(PLUGIN)
     asks = LONG.replace("  plain: {}\n", "  plain: {resources.custom.away: 1}\n")
+    asks = asks.replace("  rope: rope\n", "  rope: rope\n  own: {arch.norm: own, resources.custom.away: 1}\n")
+    asks += f"plugins: [{ledger.root / 'own.py'}]\n"
     with RayCluster(tmp_path) as cluster:
         first = cluster.add_without(ledger.root, tmp_path / "first", away=1)
         wait_for(lambda: first.processes("raylet/raylet") and cluster.count() == 2, "two nodes")
@@ -119,8 +136,10 @@ def test_nodes_that_do_not_see_the_results(
             driver.wait_for(lambda: on(ledger, second.processes()), "it goes on there", log_of(ledger))
             assert driver.wait() == 0, driver.output() + log_of(ledger).read_text()[-3000:]
             driver.wait_until_alone()
-            assert "trained 4, reused 0: 4 finished" in driver.output()
+            assert "trained 6, reused 0: 6 finished" in driver.output()
         assert {"start", "lost", "resume", "end"} <= set(events(hit))
+        for trial_id in set(ledger.trial_ids()) - set(undisturbed_long.trial_ids()):
+            shutil.rmtree(ledger.trial(trial_id).folder)
         assert_as_undisturbed(ledger, undisturbed_long)
         assert not list((tmp_path / "second").glob("*/*/trials/*/record.json"))
         tokens = list((tmp_path / "second").glob("*/cache/tokens/*/meta.json"))
