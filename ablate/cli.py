@@ -82,7 +82,11 @@ def _study_commands(sub: Any) -> None:
         help="trials at once (default: one a CPU core or GPU); 0: one after another in this process, which a trial "
         "that hangs or exits takes with it",
     )
-    run.add_argument("--address", metavar="ADDR", help="an existing Ray cluster, with --executor ray")
+    run.add_argument(
+        "--address", metavar="ADDR", help="an existing Ray cluster, HOST:PORT or auto, with --executor ray"
+    )
+    run.add_argument("--store", metavar="URI", help="where its nodes keep trials' files, with --address")
+    run.add_argument("--ship", action="store_true", help="send this code to its nodes, with --address")
     run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)")
     run.add_argument("--retry-failed", action="store_true", help="try failed trials again")
     run.add_argument("--checkpoint-every", type=float, default=15.0, metavar="S", help="seconds (default: 15)")

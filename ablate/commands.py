@@ -87,6 +87,9 @@ def _run(options: Namespace, grid: Grid, begun: float) -> int:
 
     if options.address and options.executor != "ray":
         raise UserError("--address names a Ray cluster: add --executor ray")
+    for name in ("ship", "store"):
+        if getattr(options, name) and not options.address:
+            raise UserError(f"--{name} is for the nodes of a Ray cluster: add --address")
     budget = parse_budget(options.budget) if options.budget else None
     ledger = Ledger(options.results)
     _make_folder(options.results)
@@ -130,7 +133,7 @@ def _executor(options: Namespace, plan: Plan) -> Executor:
         from ablate.run.ray_executor import RayExecutor
 
         log = options.results / "studies" / plan.grid.name / "ray.log"
-        return RayExecutor(options.workers or slots, gpus, options.address, log)
+        return RayExecutor(options.workers or slots, gpus, options.address, log, options.ship, options.store)
     from ablate.run.local import LocalExecutor
 
     slots = gpus * options.pack if options.pack else slots

@@ -18,6 +18,7 @@ from ablate import registry
 from ablate.arch import SUBLAYER, ArchSpec, Component, Swap, positive, slot
 from ablate.errors import SpecError, UserError, unknown
 from ablate.recipe import TrainSpec
+from ablate.resources import Resources
 from ablate.signatures import accept
 
 FORMAT = 1  # raised when the meaning of a field changes: old ids are then never reused
@@ -76,22 +77,6 @@ class DataSpec:
     def row_tokens(self) -> int:
         """How many tokens of a budget a row stands for."""
         return 1 if self.images else self.seq_len
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a trial occupies while it runs. Not part of its identity."""
-
-    cpus: int = 1
-    gpus: float | None = None  # one where the driver sees a GPU, none elsewhere
-    hours: float | None = None  # of wall time at most, over all attempts until it ends
-
-    def __post_init__(self) -> None:
-        positive(self, "cpus")
-        if self.gpus is not None and self.gpus < 0:
-            raise SpecError(["gpus"], f"{self.gpus} must not be negative")
-        if self.hours is not None and not self.hours > 0:
-            raise SpecError(["hours"], f"{self.hours:g} must be above 0: the hours that a trial may take")
 
 
 @dataclass(frozen=True)
@@ -187,6 +172,8 @@ def parse(cls: type[S], tree: Any, path: tuple[str, ...] = ()) -> S:
 def _parse_field(spec_field: Any, value: Any, path: tuple[str, ...]) -> Any:
     if value is None and spec_field.default is None:
         return None
+    if parser := spec_field.metadata.get("parse"):
+        return parser(value, path)
     if spec_field.name == "swap":
         return parse(Swap, value, path)
     if spec_field.name in SECTIONS and path == (spec_field.name,):
@@ -271,6 +258,8 @@ def to_tree(spec: Any) -> Any:
             tree["sublayers"] = {letter: to_tree(part) for letter, part in spec.sublayers}
         if isinstance(spec, DataSpec) and isinstance(spec.path, tuple):
             tree["path"] = dict(spec.path)
+        if isinstance(spec, Resources):
+            tree["custom"] = dict(spec.custom)
         return tree
     return list(spec) if isinstance(spec, tuple) else spec
 

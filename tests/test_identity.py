@@ -262,8 +262,8 @@ def test_every_setting_counts() -> None:
 
 
 def test_resources_and_places_do_not_count() -> None:
-    assert not changed({"resources": {"cpus": 7, "gpus": 0.5}})
-    assert {each.name for each in fields(Resources)} == {"cpus", "gpus", "hours"}
+    assert not changed({"resources": {"cpus": 7, "gpus": 0.5, "memory": "8 GB", "custom": {"tpu": 1}}})
+    assert {each.name for each in fields(Resources)} == {"cpus", "gpus", "memory", "custom", "hours"}
     for data in (
         {"corpus": "shakespeare"},
         {"path": "somewhere/else.txt"},

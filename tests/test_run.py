@@ -408,9 +408,16 @@ def test_the_dashboard_needs_a_database(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_asks_for_more_than_there_is_is_refused(ledger: Ledger, write: Write) -> None:
-    for ask, words in (("resources.cpus=64", "64 CPUs"), ("resources.gpus=9", "9 GPUs")):
+    for ask, words in (
+        ("resources.cpus=64", "a trial asks for 64 CPUs"),
+        ("resources.gpus=9", "a trial asks for 9 GPUs"),
+        (
+            "resources.custom.tpu=1",
+            "resources.custom (tpu) are of a Ray cluster's nodes: use --executor ray --address",
+        ),
+    ):
         code, said = run_here("run", write(TINY), "--results", ledger.root, "--workers", 2, "--set", ask)
-        assert code == 2 and f"a trial asks for {words}" in said
+        assert code == 2 and words in said
     code, said = run_here("run", write(TINY), "--results", ledger.root, "--address", "auto")
     assert code == 2 and "--executor ray" in said
     assert all(ledger.trial(each).record() is None for each in ledger.trial_ids())

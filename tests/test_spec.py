@@ -105,7 +105,12 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
             "dropout": st.floats(0, 1, exclude_max=True),
             "precision": st.sampled_from(("auto", "fp32", "bf16")),
         },
-        "resources": {"cpus": st.integers(1, 64), "gpus": st.none() | st.floats(0, 8)},
+        "resources": {
+            "cpus": st.integers(1, 64),
+            "gpus": st.none() | st.floats(0, 8),
+            "memory": st.none() | st.integers(1, 10**12) | st.sampled_from(("8 GB", "1.5GiB", "200 MB")),
+            "custom": st.dictionaries(st.sampled_from(("tpu", "label")), st.sampled_from((0.01, 1, 4)), max_size=2),
+        },
     }
     tree: dict[str, Any] = {
         section: {name: draw(each) for name, each in fields.items() if draw(st.booleans())}

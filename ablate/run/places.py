@@ -50,6 +50,11 @@ class Places:
                     f"a trial asks for {need.cpus} CPUs, but there are {self.cpus} workers: "
                     f"use --workers {need.cpus} or more, or lower resources.cpus"
                 )
+            if need.custom:
+                names = ", ".join(name for name, _ in need.custom)
+                raise UserError(
+                    f"resources.custom ({names}) are of a Ray cluster's nodes: use --executor ray --address"
+                )
             gpus = need.gpus or 0
             if gpus > 1 and len(self.shares) >= gpus:
                 raise UserError("the local executor gives a trial at most one GPU: use --executor ray")

@@ -16,6 +16,7 @@ from ablate.rows import PlannedTrial
 from ablate.run.worker import Event
 
 SHOWN = 8  # running trials listed at once
+DRAWN_EVERY_S = 0.25  # drawing looks at every trial: not at every event
 
 
 class ProgressView:
@@ -41,6 +42,7 @@ class ProgressView:
         )
         self._task = self._bar.add_task("training", total=1.0, words="")
         self._live: Live | None = None
+        self._drawn = 0.0
 
     def add(self, trials: Mapping[str, PlannedTrial]) -> None:
         """More trials than were known of."""
@@ -74,7 +76,8 @@ class ProgressView:
             self._say_ended(event)
         else:
             self.running[trial_id] = event
-        if self._live is not None:
+        if self._live is not None and (now := time.monotonic()) - self._drawn > DRAWN_EVERY_S:
+            self._drawn = now
             self._live.update(self._render())
 
     def _say_ended(self, event: Event) -> None:

@@ -28,40 +28,53 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
-from ablate.run.ray_lane import DECK, Deck, Lane
+import ablate
+from ablate.run.ray_deck import Deck, Surroundings, on_this_node
+from ablate.run.ray_home import Home
+from ablate.run.ray_lane import Lane
+from ablate.run.ray_nodes import look, nodes, refusal
+from ablate.run.store import FileStore, bring_home
 from ablate.train.trial import Job
 
 STOP_PATIENCE_S = 15.0
+WATCH_S = 3.0
+NODE_PATIENCE_S = 30.0  # a node may be on its way
+PENDING = 16  # lanes of one class that may wait for room
+ended = threading.Event()  # all that Tune does
 
 
 class Feed(tune.search.Searcher):
-    """Gives Tune a lane for each class that still has jobs, as often as Tune has room for one.
+    """Gives Tune a lane for each class that still has jobs, as long as few of that class wait for room: a class for
+    which there is little room does not keep the others waiting.
 
     It finds the deck by its name: Tune copies a searcher, and a handle that is copied outside of Ray's tasks can
     make Ray believe that nobody needs the actor any more.
     """
 
-    def __init__(self, kinds: dict[str, dict[str, Any]], counts: dict[str, int]):
+    def __init__(self, run: str, counts: dict[str, int]):
         super().__init__(metric="events", mode="min")
-        self.kinds, self.left = kinds, dict(counts)
-        self.lanes = 0
+        self.run, self.counts = run, counts
+        self.given = dict.fromkeys(counts, 0)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        kinds: list[str] = ray.get(ray.get_actor(DECK).kinds_waiting.remote())
-        for kind in kinds:
-            if self.left[kind]:
-                self.left[kind] -= 1
-                self.lanes += 1
-                return {"lane": f"lane-{self.lanes:05d}", "kind": kind, **self.kinds[kind]}
-        return tune.search.Searcher.FINISHED
+        come: Any = ray.get(ray.get_actor(f"{self.run}-deck").lanes.remote())
+        left = [kind for kind in come if self.given[kind] < self.counts[kind]]
+        if not left:
+            return tune.search.Searcher.FINISHED
+        kind = min(left, key=lambda kind: self.given[kind] - come[kind])
+        if self.given[kind] - come[kind] >= PENDING:
+            return None  # later
+        self.given[kind] += 1
+        return {"lane": f"lane-{sum(self.given.values()):05d}", "kind": kind, "run": self.run}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         pass
@@ -74,10 +87,16 @@ class Feed(tune.search.Searcher):
 
 
 class Speaker(tune.Callback):
-    """Passes the lanes' events on. A `fatal` one ends everything at once."""
+    """Passes the lanes' events on, once what they tell of is in the results folder. A `fatal` one ends everything at
+    once."""
+
+    def __init__(self, store: str | None, results: Path):
+        self.store, self.results = FileStore(store) if store else None, results
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         for event in json.loads(result.get("events", "[]")):
+            if self.store is not None and "status" in event:
+                bring_home(self.store, event["id"], self.results)
             say(event)
 
 
@@ -87,42 +106,99 @@ def say(event: dict[str, Any]) -> None:
 
 def main() -> None:
     orders = json.loads(sys.stdin.readline())
+    address, kinds = orders["address"], orders["kinds"]
+    threading.Thread(target=_follow_stdin, daemon=True).start()
+    try:
+        _reachable(address)
+        ray.init(**_init(orders))
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        where = f"the Ray cluster at {address} cannot be reached" if address else "Ray cannot start"
+        say({"fatal": f"{where}: {str(error).splitlines()[0]}", "code": 2})
+        return
+    try:
+        found = nodes()
+        problem = refusal(kinds, found.values())
+        if address and not problem:
+            problem = look(found, ablate.__version__, imported_here)
+        if problem:
+            say({"fatal": problem, "code": 2})
+            return
+        say({"ready": True, "slots": sum(node.get("CPU", 0) for node in found.values())})
+        _train(orders, set(found))
+    finally:
+        ray.shutdown()
+
+
+def _init(orders: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `ray.init`: for a cluster of our own, or for the one at an address."""
     init: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if orders["address"]:
-        init["address"] = orders["address"]
-    else:
-        init |= {
+    if not orders["address"]:
+        return init | {
             "address": "local",  # else a cluster that another study has started here would be joined
             "num_cpus": orders["slots"],
             "num_gpus": orders["gpus"],
             "object_store_memory": 100 * 2**20,
             "include_dashboard": False,
         }
-    threading.Thread(target=_follow_stdin, daemon=True).start()
+    if orders["ship"]:
+        import analysis
+
+        code = [str(Path(each.__file__).parent) for each in (ablate, analysis) if each.__file__]
+        init["runtime_env"] = {"py_modules": code}
+    return init | {"address": orders["address"]}
+
+
+def imported_here() -> tuple[str, str, str]:
+    """The host, its version of this package, and what cannot be imported. Ray carries this function by its code,
+    since this module is a script: it needs nothing of the package."""
+    import os
+
     try:
-        _reachable(orders["address"])
-        ray.init(**init)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        where = (
-            f"the Ray cluster at {orders['address']} cannot be reached" if orders["address"] else "Ray cannot start"
-        )
-        say({"fatal": f"{where}: {str(error).splitlines()[0]}", "code": 2})
-        return
-    have = ray.cluster_resources()
-    for kind in orders["kinds"].values():
-        for name, need in (("CPU", kind["cpus"]), ("GPU", kind["gpus"])):
-            if need > have.get(name, 0):
-                message = f"a trial asks for {need:g} {name}s, but the Ray cluster has {have.get(name, 0):g}"
-                say({"fatal": message, "code": 2})
-                return
-    say({"ready": True, "slots": have.get("CPU", 0)})
+        import ablate
+        import ablate.run.ray_lane
+    except ImportError as error:
+        return os.uname().nodename, "", str(error)
+    return os.uname().nodename, ablate.__version__, ""
+
+
+def _train(orders: dict[str, Any], found: set[str]) -> None:
+    """Deal all jobs to lanes. The actors have names of this run's own: several drivers share a cluster."""
+    run = f"ablate-{orders['token']}"
     jobs = {kind: [Job(**job) for job in each] for kind, each in orders["jobs"].items()}
-    deck = Deck.options(name=DECK, lifetime=None).remote(jobs)  # type: ignore[attr-defined]
+    about = Surroundings(orders["marker"], orders["token"], orders["store"], orders["plugins"])
+    here = on_this_node()
+    deck = Deck.options(name=f"{run}-deck", scheduling_strategy=here).remote(jobs, about)  # type: ignore[attr-defined]
+    home = Home.options(name=f"{run}-home", scheduling_strategy=here).remote(orders["results"])  # type: ignore[attr-defined]
+    ray.get([deck.lanes.remote(), home.names.remote("")])  # they run
+    if orders["address"]:
+        threading.Thread(target=_watch, args=(deck, orders["kinds"], found), daemon=True).start()
     try:
-        ray.get(deck.kinds_waiting.remote())  # it runs
-        _tune(orders, jobs)
+        _tune(orders, run, {kind: len(each) for kind, each in jobs.items()})
+        if left := ray.get(deck.unfinished.remote()):
+            say({"fatal": f"Ray ended with trials to go that ask for {' and '.join(sorted(left))}", "code": 1})
     finally:
-        ray.shutdown()
+        ended.set()
+
+
+def _watch(deck: Any, kinds: dict[str, Any], known: set[str]) -> None:
+    """End the run when a node that joins cannot serve it, or when none is left that could: Tune waits for ever."""
+    lacking = 0.0
+    while not ended.wait(WATCH_S):
+        try:
+            found = nodes()
+            left = {kind: kinds[kind] for kind in ray.get(deck.unfinished.remote(), timeout=60)}
+            problem = look(found.keys() - known, ablate.__version__, imported_here)
+        except Exception as error:  # whatever becomes of a cluster that is ending, it is the end of this run
+            if ended.is_set():
+                return
+            say({"fatal": f"the Ray cluster is gone: {str(error).splitlines()[0]}; run the command again", "code": 1})
+            return
+        known = set(found)
+        missing = refusal(left, found.values())
+        lacking = lacking + WATCH_S if missing else 0.0
+        if problem or lacking > NODE_PATIENCE_S:
+            say({"fatal": problem or f"nodes have gone: {missing}", "code": 1})
+            return
 
 
 def _reachable(address: str | None) -> None:
@@ -132,17 +208,17 @@ def _reachable(address: str | None) -> None:
         socket.create_connection((host.split("//")[-1], int(port)), timeout=10).close()
 
 
-def _tune(orders: dict[str, Any], jobs: dict[str, list[Job]]) -> None:
-    def needs(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        bundle = {"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})}
-        return tune.PlacementGroupFactory([bundle])
+def _tune(orders: dict[str, Any], run: str, counts: dict[str, int]) -> None:
+    kinds = orders["kinds"]
 
-    counts = {kind: len(each) for kind, each in jobs.items()}
+    def needs(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        return tune.PlacementGroupFactory([kinds[config["kind"]]])
+
     with tempfile.TemporaryDirectory(prefix="ablate-tune-") as scratch:  # Tune's own state is thrown away
         tune.Tuner(
             tune.with_resources(Lane, needs),
             tune_config=tune.TuneConfig(
-                search_alg=Feed(orders["kinds"], counts),
+                search_alg=Feed(run, counts),
                 num_samples=sum(counts.values()),
                 reuse_actors=True,
                 max_concurrent_trials=orders["lanes"],
@@ -155,7 +231,7 @@ def _tune(orders: dict[str, Any], jobs: dict[str, list[Job]]) -> None:
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=-1),  # the deck counts deaths, by spec
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                callbacks=[Speaker()],
+                callbacks=[Speaker(orders["store"], Path(orders["results"]))],
             ),
         ).fit()
 

@@ -1,62 +1,85 @@
-"""What Ray runs: lanes, which are Tune trials that train one spec after another, and the deck that deals them.
+"""What Ray runs: lanes, which are Tune trials that train one spec after another.
 
 Tune needs a second or more to start an actor, and cancels the actor that it is starting when another one
 becomes free; with a Tune trial for every short spec the cluster runs nearly serially (measured: 20 trials of
 0.2 s on 4 slots at a mean parallelism of 0.7 to 1.4). So what Tune schedules is a lane: an actor of one resource
 class that takes specs from the deck until there are none. It trains them in a worker process of its own, so that a
 trial that dies or hangs does not cost the actor. Every spec commits its own record; a lane that dies costs only the
-spec under way, which the deck deals again.
+spec under way, which the deck deals again. On a node that does not see the driver's results folder it trains in a
+folder of the node, and a courier carries the files.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
-from collections import deque
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
-from ablate.run.executor import Deaths
+from ablate.errors import UserError
+from ablate.run.files import read_json
 from ablate.run.limits import Limit
 from ablate.run.process import Worker
-from ablate.run.worker import Event
+from ablate.run.ray_deck import Surroundings
+from ablate.run.ray_home import HomeStore
+from ablate.run.store import Courier, FileStore, fetch_folder, write_plugins
+from ablate.run.worker import FULL, Event
 from ablate.train.trial import Job
 
-DECK = "ablate-deck"
 STOP_PATIENCE_S = 10.0
 STEP_S = 1.0  # a lane reports to Tune about this often
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
-class Deck:
-    """The jobs that are not yet dealt, by resource class, and which lane holds which."""
+def node_folder() -> Path:
+    """Where this node keeps what runs have in common."""
+    return Path(tempfile.gettempdir()) / f"ablate-{os.getuid()}"
 
-    def __init__(self, jobs: dict[str, list[Job]]):
-        self.waiting = {kind: deque(each) for kind, each in jobs.items()}
-        self.held: dict[str, Job] = {}
-        self.deaths = Deaths()
 
-    def deal(self, lane: str, kind: str, how: str = "the death of its actor") -> tuple[Job | None, Event | None]:
-        """The next job for a lane. One that the lane still holds was lost, by `how`: it is dealt again, or given up
-        with the event of its end."""
-        event = None
-        if (held := self.held.pop(lane, None)) is not None:
-            event = self.deaths.count(held, how)
-            if event is None:
-                self.waiting[kind].appendleft(held)
-        if self.waiting[kind]:
-            self.held[lane] = self.waiting[kind].popleft()
-        return self.held.get(lane), event
+def folder_here(token: str) -> Path:
+    """This node's own results folder for one run of a driver; its cache serves all runs."""
+    results, cache = node_folder() / token[:12], node_folder() / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    results.mkdir(exist_ok=True)
+    if not (results / "cache").exists():
+        try:
+            (results / "cache").symlink_to(cache)
+        except FileExistsError:
+            pass  # another lane was as quick
+    return results
 
-    def done(self, lane: str) -> None:
-        self.held.pop(lane, None)
 
-    def kinds_waiting(self) -> list[str]:
-        return [kind for kind, jobs in self.waiting.items() if jobs]
+def sees_results(about: Surroundings) -> bool:
+    """Whether the driver's results folder is here what it is there."""
+    try:
+        return Path(about.marker).read_text() == about.token
+    except OSError:
+        return False
+
+
+class Abroad:
+    """Trials train in a folder of this node, which does not see the results folder, or there is a store for all."""
+
+    def __init__(self, about: Surroundings, home: Any):
+        self.results, self.home = folder_here(about.token), home
+        self.origin = HomeStore(home)
+        store = FileStore(about.store) if about.store else self.origin
+        self.courier = Courier(store, self.results, self.origin)
+
+    def receive(self, job: Job) -> Job:
+        """Fetch what a trial needs; the job as it is here."""
+        self.origin.take(job.trial_id)
+        for folder in ray.get(self.home.cache_folders.remote(job)):
+            fetch_folder(self.origin, folder, self.results)
+        spec = read_json(self.courier.fetch(job.trial_id).spec)
+        if spec["parent"] is not None:
+            self.courier.fetch_weights(spec["parent"])
+        return replace(job, results=str(self.results))
 
 
 class Lane(tune.Trainable):
@@ -65,16 +88,38 @@ class Lane(tune.Trainable):
     limit: Limit  # of the job under way
 
     def setup(self, config: dict[str, Any]) -> None:
-        if not config["gpus"]:
+        gpus = bool(ray.get_gpu_ids())
+        if not gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset, and then all devices are seen
         self.lane, self.kind = config["lane"], config["kind"]
-        self.device = "cuda" if config["gpus"] else "cpu"
-        self.deck = ray.get_actor(DECK)
+        self.device = "cuda" if gpus else "cpu"
+        self.deck = ray.get_actor(f"{config['run']}-deck")
+        about: Any = ray.get(self.deck.about.remote())
+        self.about: Surroundings = about
+        self.abroad: Abroad | None = None
+        if self.about.store or not sees_results(self.about):
+            self.abroad = Abroad(self.about, ray.get_actor(f"{config['run']}-home"))
         self.worker: Worker | None = None
-        self.holds = False  # a job of this actor's; one that the deck has for this lane is a dead actor's
+        self.holds: bool = False  # a job of this actor's; one that the deck has for this lane is a dead actor's
 
     def step(self) -> dict[str, Any]:
         """Work for about a second, or to the end of the deck; every event of a trial's end is passed on."""
+        try:
+            return self._work()
+        except ray.exceptions.RayActorError:
+            problem = "an actor of the driver's node, which deals trials and keeps their files, has died: run again"
+            return self._fatal(problem, 1)
+        except UserError as error:
+            return self._fatal(str(error), 2)
+        except OSError as error:
+            full = error.errno in FULL
+            return self._fatal(f"on node {os.uname().nodename}: {error}", 75 if full else 1)
+
+    @staticmethod
+    def _fatal(problem: str, code: int) -> dict[str, Any]:
+        return {"events": json.dumps([{"fatal": problem, "code": code}]), "done": True}
+
+    def _work(self) -> dict[str, Any]:
         deadline = time.monotonic() + STEP_S
         passed: list[Event] = []
         latest: Event | None = None
@@ -95,10 +140,14 @@ class Lane(tune.Trainable):
                 ray.get(self.deck.done.remote(self.lane))
                 self.holds = False
             elif event.keys() & {"status", "fatal", "busy"}:
+                if self.abroad is not None and "status" in event:
+                    self.abroad.courier.end()
                 passed.append(event)
                 latest = None
             else:
                 latest = event
+            if self.abroad is not None:
+                self.abroad.courier.bring()
         return {"events": json.dumps([*passed, *([latest] if latest else [])]), "done": False}
 
     def _take(self, passed: list[Event], **lost: str) -> bool:
@@ -111,8 +160,10 @@ class Lane(tune.Trainable):
         self.holds = job is not None
         if job is not None:
             self.worker = self.worker or Worker()
-            self.limit = Limit(job)
-            self._send(replace(job, device=self.device))
+            plugins = write_plugins(self.about.plugins, job.plugins, node_folder())
+            here = job if self.abroad is None else self.abroad.receive(job)
+            self.limit = Limit(here)
+            self._send(replace(here, device=self.device, plugins=plugins))
         return self.holds
 
     def _send(self, job: Job) -> None:
@@ -130,11 +181,13 @@ class Lane(tune.Trainable):
         how = self.worker.fate()
         self.worker.discard()
         self.worker = None
+        if self.limit.enforced and (event := self.limit.fail()) is not None:
+            passed.append(event)
+        if self.abroad is not None:
+            self.abroad.courier.bring(at_once=True)
         if not self.limit.enforced:
             self._take(passed, how=how)
             return
-        if (event := self.limit.fail()) is not None:
-            passed.append(event)
         ray.get(self.deck.done.remote(self.lane))
         self.holds = False
 
@@ -149,6 +202,8 @@ class Lane(tune.Trainable):
         if self.worker is not None:
             self.worker.end(STOP_PATIENCE_S)
             self.worker = None
+            if self.abroad is not None:
+                self.abroad.courier.bring(at_once=True)
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         return {}  # the trial's folder owns its checkpoints

@@ -1,0 +1,75 @@
+"""What a trial occupies while it runs: CPUs, GPUs, memory, and what a cluster's nodes are said to have besides."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ablate.arch import positive
+from ablate.errors import SpecError, unknown
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+OURS = {"CPU": "cpus", "GPU": "gpus", "memory": "memory"}  # Ray's name of a resource -> the key that asks for it
+
+
+def bytes_of(value: Any, path: tuple[str, ...]) -> int:
+    """A size in bytes from a whole number or from text with a unit, as `8 GB`. Raises `SpecError`."""
+    if isinstance(value, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", value.strip())):
+        if found[2] not in UNITS:
+            raise SpecError(path, f"{value!r}: {unknown('unit', found[2], UNITS)}")
+        value = round(float(found[1]) * UNITS[found[2]])
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise SpecError(path, f"{value!r} must be a size: bytes, or a number with a unit, as 8 GB")
+    return value
+
+
+def amounts_of(value: Any, path: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    """Amounts by name, sorted; Ray counts in steps of 0.0001, and whole units above one. Raises `SpecError`."""
+    if not isinstance(value, Mapping):
+        raise SpecError(path, f"{value!r} must be a mapping of names to amounts, as {{tpu: 1}}")
+    for name, amount in value.items():
+        place = (*path, str(name))
+        if not isinstance(name, str) or not name:
+            raise SpecError(place, f"{name!r} must be the name of a resource")
+        if name in OURS:
+            raise SpecError(place, f"{name!r} is asked for as resources.{OURS[name]}")
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < math.inf:
+            raise SpecError(place, f"{amount!r} must be a positive number")
+        if amount < 1e-4 or (amount > 1 and amount != int(amount)):
+            raise SpecError(place, f"{amount!r} must be a whole number, or a part of one from 0.0001")
+    return tuple(sorted((name, float(amount)) for name, amount in value.items()))
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a trial occupies while it runs. Not part of its identity.
+
+    `memory` is in bytes: what Ray sets aside on the trial's node. `custom` are further resources of a Ray cluster's
+    nodes, by the names that the nodes were started with.
+    """
+
+    cpus: int = 1
+    gpus: float | None = None  # one where the driver sees a GPU, none elsewhere
+    hours: float | None = None  # of wall time at most, over all attempts until it ends
+    memory: int | None = field(default=None, metadata={"parse": bytes_of})
+    custom: tuple[tuple[str, float], ...] = field(default=(), metadata={"parse": amounts_of})
+
+    def __post_init__(self) -> None:
+        positive(self, "cpus")
+        if self.gpus is not None and self.gpus < 0:
+            raise SpecError(["gpus"], f"{self.gpus} must not be negative")
+        if self.hours is not None and not self.hours > 0:
+            raise SpecError(["hours"], f"{self.hours:g} must be above 0: the hours that a trial may take")
+
+    def of_ray(self) -> dict[str, float]:
+        """Amounts by Ray's names of resources; nothing that is zero."""
+        asked = {"CPU": self.cpus, "GPU": self.gpus or 0, "memory": self.memory or 0, **dict(self.custom)}
+        return {name: amount for name, amount in asked.items() if amount}
