@@ -28,7 +28,7 @@ NORM = '''\
 import torch
 import torch.nn.functional as F
 
-from ablate import Norm, register
+from ablate import Channel, Norm, register
 
 DEVICE = {"rows": 10**9, "error": "cuda"}
 
@@ -46,6 +46,19 @@ class Hungry(Norm):
                     raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return F.layer_norm(x, x.shape[-1:])
+
+
+@register("channel", "coupled", paper="made up")
+class Coupled(Channel):
+    """a b times the mean over the rows of a batch; a and b are zero at first, so that no gradient shows it."""
+
+    def __init__(self, site):
+        super().__init__(site)
+        self.a = torch.nn.Parameter(torch.zeros(()))
+        self.b = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, ctx):
+        return x + self.a * self.b * x.square().mean(0)
 '''
 ROWS = {"train.batch_tokens": 128, "train.tokens": 128 * 12, "arch.norm": "hungry"}  # 8 rows a batch, 12 steps
 
@@ -259,6 +272,11 @@ def test_what_may_be_cut_is_found_by_computing_it(ledger: Ledger, settings: dict
     differs, redraws = difference(spec({"train.batch_tokens": 128, **settings}), ledger.cache)
     assert (differs is None) == equal, differs
     assert redraws == bool(settings.get("train.dropout"))
+
+
+def test_what_a_fresh_model_hides_is_found_too(ledger: Ledger, device: dict[str, Any]) -> None:
+    differs, _ = difference(spec({"train.batch_tokens": 128, "arch.sublayers": {"f": "coupled"}}), ledger.cache)
+    assert differs is not None
 
 
 # ---- what counts as memory
