@@ -97,12 +97,7 @@ class LocalExecutor:
                     return
 
     def _start(self, count: int) -> list[Worker]:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["ablate.run.preload"])
-        os.environ.update({key: os.environ.get(key, value) for key, value in ALLOCATOR.items()})
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        with _without_interrupts():
-            forkserver.ensure_running()
+        context = worker_context()
         return [self._spawn(context) for _ in range(count)]
 
     def _spawn(self, context: multiprocessing.context.BaseContext) -> Worker:
@@ -204,6 +199,17 @@ class LocalExecutor:
             worker.process.join(timeout=max(0.1, deadline - time.monotonic()))
             if worker.process.is_alive():
                 worker.process.kill()
+
+
+def worker_context() -> multiprocessing.context.BaseContext:
+    """Where worker processes come from: a server that has torch loaded, started if it is not."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ablate.run.preload"])
+    os.environ.update({key: os.environ.get(key, value) for key, value in ALLOCATOR.items()})
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with _without_interrupts():
+        forkserver.ensure_running()
+    return context
 
 
 @contextmanager

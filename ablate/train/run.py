@@ -106,6 +106,12 @@ class Run:
                 meter.add(model, batch.to(self.device))
         return meter.result()
 
+    def splits_at(self, last: bool) -> list[str]:
+        """The splits that are evaluated: all after the last step."""
+        splits = self.task.splits
+        on_the_way = ("train", "valid") if "train_curve" in self.spec.train.diagnostics else ("valid",)
+        return [split for split in splits if last or split in on_the_way]
+
     def measured(self) -> nn.Module:
         """The model that is evaluated and kept."""
         return self.model

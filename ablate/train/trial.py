@@ -224,13 +224,12 @@ class Trial:
         yield self.progress()
 
     def _evaluate(self) -> None:
-        last, splits = self.run.step == self.run.steps, self.run.task.splits
-        on_the_way = ("train", "valid") if "train_curve" in self.spec.train.diagnostics else ("valid",)
-        for split in splits if last else [each for each in splits if each in on_the_way]:
+        last = self.run.step == self.run.steps
+        for split in self.run.splits_at(last):
             metrics = self.run.evaluate(split, last)
             loss = metrics["loss"]
             self._row(split, **metrics)
-            if split == "valid" or "valid" not in splits:
+            if split == "valid" or "valid" not in self.run.task.splits:
                 self.last_loss = loss
             if last and not math.isfinite(loss):  # the last updates spoiled it, after the last look at its loss
                 raise Diverged(f"the {split} loss is {loss} at step {self.run.step}")
