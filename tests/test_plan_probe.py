@@ -365,6 +365,12 @@ def test_a_trial_under_way_has_less_to_go(plan: Plan, ledger: Ledger, monkeypatc
     assert rows[trial.id]["to_go_s"] == pytest.approx((1 - reached) * trial_seconds(FIGURES, trial.spec))
     assert rows[plan.trials[1].id]["to_go_s"] == trial_seconds(FIGURES, trial.spec)
 
+    monkeypatch.setattr(estimates.probing, "known", lambda cache, asked: {**FIGURES, "setup_s": 1000.0})
+    keep_estimates(ledger, plan, tree["trials"], [])  # the next run: what has begun keeps what was expected of it
+    rows = {each["id"]: each for each in study_status(ledger, "tiny")["trials"]}
+    assert rows[trial.id]["estimated_s"] == trial_seconds(FIGURES, trial.spec)
+    assert rows[plan.trials[1].id]["estimated_s"] == trial_seconds(FIGURES, trial.spec) + 999
+
 
 def test_a_study_of_which_nothing_is_known(plan: Plan, ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
     tree = study_tree(plan)
