@@ -122,11 +122,16 @@ def _study_commands(sub: Any) -> None:
     plan = _command(sub, "plan", "trials, parameters, FLOPs, match residuals of a grid; runs nothing", commands.plan)
     _grid(plan)
     _results(plan)
+    plan.add_argument("--probe", action="store_true", help="measure a few real steps of every row: hours, memory")
+    plan.add_argument("--fresh", action="store_true", help="with --probe: measure again what was measured before")
+    plan.add_argument("--workers", type=_count, metavar="N", help="with --probe: trials at once, as of run")
+    _rates(plan)
     _json(plan)
 
-    status = _command(sub, "status", "done, running, failed, to go", commands.status)
+    status = _command(sub, "status", "done, running, failed, to go; hours estimated and taken", commands.status)
     status.add_argument("study", metavar="STUDY")
     _results(status)
+    _rates(status)
     _json(status)
 
     report = _command(sub, "report", "tables, fits and figures of a study: HTML, Markdown, CSV", commands.report)
@@ -232,6 +237,11 @@ def _results(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="results folder (default: results)",
     )
+
+
+def _rates(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--price", metavar="X/h", help='of a device hour (GPU, else CPU core), as "2.50 USD"')
+    command.add_argument("--watts", type=float, metavar="W", help="that one device draws: energy in kWh")
 
 
 def _json(command: argparse.ArgumentParser) -> None:

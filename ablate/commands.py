@@ -122,9 +122,8 @@ def _executor(options: Namespace, plan: Plan) -> Executor:
     from ablate.resolve import default_gpus
 
     gpus = torch.cuda.device_count()
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shares = [default_gpus(row.spec) for row in plan.rows]
-    slots = int(gpus / min(shares)) if gpus and min(shares) > 0 else cpus
+    slots = int(gpus / min(shares)) if gpus and min(shares) > 0 else _cpus()
     if options.pack and not gpus:
         raise UserError(f"--pack {options.pack}: this machine has no GPU to share")
     if options.executor == "ray":
@@ -138,6 +137,10 @@ def _executor(options: Namespace, plan: Plan) -> Executor:
 
     slots = gpus * options.pack if options.pack else slots
     return LocalExecutor(slots if options.workers is None else options.workers, gpus, options.pack)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _make_folder(folder: Path) -> None:
@@ -176,22 +179,49 @@ def plan(options: Namespace) -> int:
     from ablate.plan import make_plan
     from ablate.planview import plan_json, print_plan
     from ablate.run.ledger import Ledger
+    from ablate.run.probeview import print_probe
 
+    if not options.probe:
+        for name in ("fresh", "workers", "price", "watts"):
+            if getattr(options, name) not in (None, False):
+                raise UserError(f"--{name} is for hours, which come from measured steps: add --probe")
     ledger = Ledger(options.results)
     made = make_plan(load_grid(options.grid, options.overrides), ledger.cache)
+    expected = _probed(options, made, ledger) if options.probe else None
     if options.json:
-        _print_json(plan_json(made, ledger))
+        _print_json(plan_json(made, ledger) | ({} if expected is None else {"probe": expected}))
     else:
         print_plan(made, ledger)
+        if expected is not None:
+            print_probe(expected)
     return 0
+
+
+def _probed(options: Namespace, plan: Plan, ledger: Ledger) -> dict[str, Any]:
+    """What the rows of a plan take on this machine, and the whole of what is to be trained."""
+    import torch
+
+    from ablate.resolve import default_gpus
+    from ablate.run.hours import Rates
+    from ablate.run.probeview import probe_json
+    from ablate.run.probing import probe
+
+    rates = Rates.told(options.price, options.watts)
+    _make_folder(options.results)
+    on_gpus = any(default_gpus(row.spec) for row in plan.rows)
+    slots = options.workers or (torch.cuda.device_count() if on_gpus else 0) or _cpus()
+    figures = probe(plan.rows, ledger, options.fresh, lambda words: print(words, file=sys.stderr, flush=True))
+    return probe_json(plan, ledger, figures, slots, rates)
 
 
 def status(options: Namespace) -> int:
     """Print where a study stands."""
+    from ablate.run.hours import Rates
     from ablate.run.ledger import Ledger
     from ablate.run.status import print_status, study_status
 
-    tree = study_status(Ledger(options.results), options.study)
+    rates = Rates.told(options.price, options.watts)
+    tree = study_status(Ledger(options.results), options.study, rates)
     if options.json:
         _print_json(tree)
     else:

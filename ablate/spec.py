@@ -119,6 +119,14 @@ class TrialSpec:
         """The id without the seed: replicates share it. (Those of a parent's other seeds do not.)"""
         return digest({key: value for key, value in canonical(self).items() if key != "seed"})
 
+    @property
+    def row_id(self) -> str:
+        """The id without the seed, the length of training and the parent's name: trials that share it have steps of
+        the same cost, in time and in memory."""
+        tree = canonical(self)
+        tree["train"].pop("tokens", None)
+        return digest({**tree, "seed": None, "parent": self.parent is not None})
+
 
 def refuse_recipe(spec: TrialSpec) -> None:
     """Raise `SpecError` for what a trial's training asks of its data or its architecture and they do not have."""

@@ -359,13 +359,6 @@ def test_a_trial_that_fails_says_why_and_stays_failed(ledger: Ledger, monkeypatc
     assert events(folder) == ["start", "end", "start", "end"]
 
 
-def test_a_failure_without_memory_names_it(ledger: Ledger) -> None:
-    under_way = run_trial(job(ledger, spec(), progress_every_s=0))
-    next(under_way)
-    assert under_way.throw(MemoryError())["error"] == "out of memory"
-    assert ledger.trial(spec().trial_id).status() == "failed"
-
-
 def test_giving_a_trial_up_is_a_failure_with_its_reason(ledger: Ledger) -> None:
     folder = plan_trial(ledger, spec())
     assert give_up(folder, "lost: its worker died") == {

@@ -34,9 +34,8 @@ def diagnose(run: Run, final: bool) -> dict[str, Any]:
 
 def _sample(run: Run, split: str) -> list[Batch]:
     """As many tokens of a split as an evaluation on the way reads."""
-    train = run.spec.train
-    rows = max(1, train.batch_tokens // run.spec.data.row_tokens // train.accumulate)
-    return [batch.to(run.device) for batch in run.task.held_out(split, train.eval_tokens, rows)]
+    batches = run.task.held_out(split, run.spec.train.eval_tokens, run.rows_at_once)
+    return [batch.to(run.device) for batch in batches]
 
 
 def _few(run: Run) -> Batch:

@@ -34,6 +34,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     return facts
 
 
+def device_name(device: torch.device) -> str:
+    """The model of the GPU, or of the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory used so far: on the GPU by this process, else resident in RAM."""
     if device.type == "cuda":

@@ -45,8 +45,7 @@ class Worker:
                     raise
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        _start_server(context)
+        context = server()
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_main, args=(theirs,), daemon=True)
         self.process.start()
@@ -124,12 +123,15 @@ def _guard(pipe: Connection) -> int:
         os._exit(1)
 
 
-def _start_server(context: multiprocessing.context.ForkServerContext) -> None:
+def server() -> multiprocessing.context.ForkServerContext:
+    """What processes are forked from: one that has torch loaded, started if it is not."""
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ablate.run.preload"])
     os.environ.update({key: os.environ.get(key, value) for key, value in ALLOCATOR.items()})
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with _without_interrupts():
         forkserver.ensure_running()
+    return context
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from ablate.rows import PlannedTrial
+from ablate.run.hours import duration
 from ablate.run.worker import Event
 
 SHOWN = 8  # running trials listed at once
@@ -130,15 +131,6 @@ class ProgressView:
         if len(self.running) > SHOWN:
             table.add_row("", f"and {len(self.running) - SHOWN} more", "")
         return Group(table, self._bar)
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _short(value: float) -> str:

@@ -1,29 +1,35 @@
-"""Where a study stands, from the ledger alone."""
+"""Where a study stands, from the ledger alone: counts, and hours estimated, taken and to go."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ablate.errors import plural
+from ablate.run.alike import Alike, devices_of, last_device
+from ablate.run.files import read_json
+from ablate.run.hours import Rates, duration, rates_said
 from ablate.run.ledger import Ledger
 from analysis.columns import cell_name
 from analysis.records import ENDED
 
+NO_RATES = Rates()
 LEFT_OUT = "not needed"  # by the planner, which has ended without it
 STATES = (*ENDED, "running", "pending", "unreadable", LEFT_OUT)
 
 
-def study_status(ledger: Ledger, name: str) -> dict[str, Any]:
+def study_status(ledger: Ledger, name: str, rates: Rates = NO_RATES) -> dict[str, Any]:
     """Counts by status, and every trial's; `enough` says why a planner has left some out, if it has. Raises
     `UserError` for an unknown study."""
     study = ledger.study(name)
     enough = study.get("enough", "")
     counts = dict.fromkeys(STATES, 0)
+    records = {each["id"]: ledger.trial(each["id"]).record() for each in study["trials"]}
+    times = Times(ledger, study, {key: record for key, record in records.items() if record})
     trials = []
     for trial in study["trials"]:
-        folder = ledger.trial(trial["id"])
-        record = folder.record()
-        state = str(record["status"]) if record else folder.status()
+        record = records[trial["id"]]
+        state = str(record["status"]) if record else ledger.trial(trial["id"]).status()
         if enough and state == "pending":
             state = LEFT_OUT
         counts[state] += 1
@@ -32,20 +38,88 @@ def study_status(ledger: Ledger, name: str) -> dict[str, Any]:
             "tuned": trial.get("tuned", {}),
         }
         loss = record["metrics"]["loss"] if record else None
-        error = record.get("error") if record else folder.unreadable() or None
-        trials.append({**labels, "status": state, "loss": loss, "error": error})
+        error = record.get("error") if record else ledger.trial(trial["id"]).unreadable() or None
+        told = times.of(trial, state)
+        trials.append({**labels, "status": state, "loss": loss, "error": error, **told})
+    hours = _hours(trials, rates)
     paused = ledger.pause_file(name).exists() and counts["pending"] + counts["running"] > 0
-    return {"study": name, "total": len(trials), **counts, "paused": paused, "enough": enough, "trials": trials}
+    told = {"paused": paused, "enough": enough, "hours": hours}
+    return {"study": name, "total": len(trials), **counts, **told, "trials": trials}
+
+
+class Times:
+    """What each trial of a study was expected to take, has taken, and is expected to take until its end."""
+
+    def __init__(self, ledger: Ledger, study: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]):
+        self.ledger, self.records = ledger, records
+        self._kept = read_json(ledger.study_folder(study["study"]) / "estimates.json") or {}
+        self._alike = Alike(study["trials"], records, last_device(records))
+
+    def of(self, label: Mapping[str, Any], state: str) -> dict[str, Any]:
+        """Seconds, None where nothing is known, and devices held. A trial that waits is expected to take what was
+        written down when it was planned, else what those alike have taken since."""
+        record = self.records.get(label["id"])
+        kept = self._kept.get(label["id"])
+        told = (kept["seconds"], kept["source"]) if kept else None
+        if told is None and record is None:
+            told = self._alike.seconds(label)
+        seconds, source = told or (None, None)
+        to_go = None
+        if state in ("pending", "running") and seconds is not None:
+            to_go = seconds * (1 - self._reached(label["id"]))
+        taken = record.get("wall_s") if record else None
+        held = kept["devices"] if kept else devices_of(record or next(iter(self.records.values()), None))
+        return {"estimated_s": seconds, "source": source, "taken_s": taken, "to_go_s": to_go, "devices": held}
+
+    def _reached(self, trial_id: str) -> float:
+        """The part of its tokens that a trial under way has read, as far as its curve tells."""
+        folder = self.ledger.trial(trial_id)
+        tokens = max((row["tokens"] for row in folder.rows()), default=0)
+        return tokens / max(1, read_json(folder.spec)["train"]["tokens"]) if tokens else 0.0
+
+
+def _hours(trials: Sequence[Mapping[str, Any]], rates: Rates) -> dict[str, Any]:
+    """Taken and to go, with what that costs. Of trials that ended and had an estimate, both: `compared`."""
+    ended = [each for each in trials if each["taken_s"] is not None]
+    left = [each for each in trials if each["status"] in ("pending", "running")]
+    known = [each for each in left if each["to_go_s"] is not None]
+    both = [each for each in ended if each["estimated_s"] is not None]
+    return {
+        "taken": sum(each["taken_s"] for each in ended) / 3600,
+        "compared": {
+            "trials": len(both),
+            "estimated": sum(each["estimated_s"] for each in both) / 3600,
+            "taken": sum(each["taken_s"] for each in both) / 3600,
+        },
+        "to_go": sum(each["to_go_s"] for each in known) / 3600,
+        "unknown": len(left) - len(known),
+        "rates_taken": rates.of(sum(each["taken_s"] * each["devices"] for each in ended) / 3600),
+        "rates_to_go": rates.of(sum(each["to_go_s"] * each["devices"] for each in known) / 3600),
+    }
+
+
+def hours_said(hours: Mapping[str, Any], left: int) -> str:
+    """`1.5 h taken (estimated 1.2 h where there was an estimate, which took 1.4 h); 3.0 h to go`."""
+    said = f"{duration(3600 * hours['taken'])} taken{rates_said(hours['rates_taken'])}"
+    if (both := hours["compared"])["trials"]:
+        took, expected = duration(3600 * both["taken"]), duration(3600 * both["estimated"])
+        said += f" ({plural(both['trials'], 'trial')} with an estimate: {took}, estimated {expected})"
+    if left > hours["unknown"]:
+        said += f"; {duration(3600 * hours['to_go'])} to go{rates_said(hours['rates_to_go'])}, of one after the other"
+    if hours["unknown"]:
+        said += f"; no estimate of {plural(hours['unknown'], 'trial')} to go"
+    return said
 
 
 def print_status(tree: dict[str, Any]) -> None:
-    """One line of counts, one of why there are no more where a planner says so, then a line a trial."""
+    """One line of counts, one of why there are no more where a planner says so, one of hours, then a line a trial."""
     counts = ", ".join(f"{tree[state]} {state}" for state in STATES if tree[state])
     print(f"{tree['study']}: {plural(tree['total'], 'trial')}: {counts}")
     if tree["enough"]:
         print(tree["enough"])
     if tree["paused"]:
         print(f"paused: `ablate resume {tree['study']}` goes on")
+    print(hours_said(tree["hours"], tree["pending"] + tree["running"]))
     for trial in tree["trials"]:
         tuned = [f"{path}={value:g}" for path, value in trial.get("tuned", {}).items()]
         cell = ", ".join(filter(None, (cell_name(trial), *tuned)))

@@ -16,6 +16,7 @@ from ablate.hypothesis import registration
 from ablate.resolve import default_gpus
 from ablate.rows import Plan, PlannedTrial
 from ablate.run.budget import Budget, Budgeted, by_priority
+from ablate.run.estimates import keep_estimates
 from ablate.run.executor import Executor, give_up
 from ablate.run.files import append_json, write_json, write_text
 from ablate.run.ledger import Ledger
@@ -179,6 +180,7 @@ class StudyRun:
         study = write_study(self.ledger, self.plan)
         done = self._done()
         tally = Tally([], list(done))
+        keep_estimates(self.ledger, self.plan, study["trials"], done)
         mirror = BackgroundMirror(Mirror(self.ledger, study, tracking_uri))
         for trial_id in mirror.mirror.behind():
             mirror.add(trial_id)
@@ -213,7 +215,9 @@ class StudyRun:
     def _grow(self, plan: Plan, mirror: BackgroundMirror, view: ProgressView, done: Mapping[str, str]) -> None:
         """Go on with a plan that has more trials, which follow from those that have ended."""
         self.plan = plan
-        mirror.mirror.study_is(write_study(self.ledger, plan))
+        study = write_study(self.ledger, plan)
+        mirror.mirror.study_is(study)
+        keep_estimates(self.ledger, plan, study["trials"], done)
         view.add({trial.id: trial for trial in plan.trials if trial.id not in done})
 
     def _register(self) -> None:

@@ -29,12 +29,13 @@ class PacedBatches:
         self.total = max(1, train.tokens_at(train.steps))
         self._last: tuple[int, Batch] | None = None
 
-    def micro(self, step: int) -> list[Batch]:
-        """What one step reads, in parts that are computed one after the other."""
+    def micro(self, step: int, pieces: int = 1) -> list[Batch]:
+        """What one step reads, in parts that are computed one after the other; each micro-batch in so many pieces, or
+        in single rows where there are not as many."""
         parts: list[Batch] = []
         for piece in self._read(step):
             rows = self.rows if self.train.batch_ramp else len(piece)
-            parts += piece.split(-(-rows // self.train.accumulate))
+            parts += piece.split(-(-rows // self.train.accumulate // pieces))
         length = self.length(step)
         return parts if length >= self.data.seq_len else [cut(part, length, self.causal) for part in parts]
 

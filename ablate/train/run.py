@@ -52,6 +52,14 @@ class Run:
         self.model: nn.Module = model.to(device)
         self.eval_steps = evaluation_steps(self.steps, spec.train.eval_points)
         self.step = 0
+        self.pieces = 1  # in which a micro-batch is computed where memory is short: see `memory.Pieces`
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that are evaluated together: as many as are trained together."""
+        train = self.spec.train
+        rows = max(1, train.batch_tokens // self.spec.data.row_tokens // train.accumulate)
+        return -(-rows // self.pieces)
 
     def train_step(self) -> None:
         """Go on by one step at least, and not beyond the next evaluation."""
@@ -92,11 +100,17 @@ class Run:
         model = self.measured()
         model.eval()
         meter = self.task.meter(split, final)
-        rows = max(1, train.batch_tokens // self.spec.data.row_tokens // train.accumulate)
-        for batch in self.task.held_out(split, train.final_eval_tokens if final else train.eval_tokens, rows):
+        tokens = train.final_eval_tokens if final else train.eval_tokens
+        for batch in self.task.held_out(split, tokens, self.rows_at_once):
             with self.autocast():
                 meter.add(model, batch.to(self.device))
         return meter.result()
+
+    def splits_at(self, last: bool) -> list[str]:
+        """The splits that are evaluated: all after the last step."""
+        splits = self.task.splits
+        on_the_way = ("train", "valid") if "train_curve" in self.spec.train.diagnostics else ("valid",)
+        return [split for split in splits if last or split in on_the_way]
 
     def measured(self) -> nn.Module:
         """The model that is evaluated and kept."""
@@ -159,7 +173,7 @@ class TrainingRun(Run):
             group["lr"] = rate * group["rate"]
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.paced.micro(self.step)
+        parts = self.paced.micro(self.step, self.pieces)
         if self.mixout is not None:
             self.mixout.mix(self.step)
         nll = torch.zeros((), dtype=torch.float64, device=self.device)

@@ -29,6 +29,7 @@ from ablate.run.ledger import Ledger, TrialFolder
 from ablate.spec import TrialSpec, parse, to_tree
 from ablate.train import checkpoint
 from ablate.train.fitted import new_run
+from ablate.train.memory import Pieces, free, out_of_memory
 from ablate.train.run import Diverged
 
 OUT_OF_MEMORY = "out of memory"  # begins the error of a trial that ran out of it
@@ -121,8 +122,26 @@ def prepare_process(job: Job) -> torch.device:
 def _train(
     job: Job, spec: TrialSpec, folder: TrialFolder, device: torch.device, ledger: Ledger
 ) -> Iterator[Progress]:
-    parent = ledger.trial(spec.parent).weights if spec.parent else None
-    trial = Trial(job, spec, folder, device, ledger.cache, parent)
+    """Train; where memory is refused, go on from the last checkpoint in smaller pieces."""
+    pieces = Pieces(spec, device, ledger.cache)
+    while True:
+        trial = None
+        try:
+            trial = Trial(job, spec, folder, device, ledger, pieces)
+            yield from _to_end(trial, job)
+            return
+        except (Exception, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            step, said = trial.run.step if trial else 0, str(error)
+        trial = None  # with all that it holds on the device
+        free(device)
+        pieces.double(said)
+        folder.note("oom", step=step, micro=pieces.count)
+
+
+def _to_end(trial: Trial, job: Job) -> Iterator[Progress]:
+    folder = trial.folder
     try:
         end = trial.run.step if job.stop else trial.run.steps if job.until is None else job.until
         while trial.run.step < end:
@@ -153,13 +172,16 @@ class Trial:
         spec: TrialSpec,
         folder: TrialFolder,
         device: torch.device,
-        cache: Path,
-        parent: Path | None = None,
+        ledger: Ledger,
+        pieces: Pieces,
     ):
-        self.job, self.spec, self.folder, self.device = job, spec, folder, device
-        self.run = new_run(spec, device, cache, parent)
+        self.job, self.spec, self.folder, self.device, self.pieces = job, spec, folder, device, pieces
+        parent = ledger.trial(spec.parent).weights if spec.parent else None
+        self.run = new_run(spec, device, ledger.cache, parent)
+        self.run.pieces = pieces.count
         task = self.run.task
-        self.cost: Cost = CostBook(cache / "cost").cost(spec.arch, task.vocab, task.length(spec.arch), **task.sizes)
+        book = CostBook(ledger.cache / "cost")
+        self.cost: Cost = book.cost(spec.arch, task.vocab, task.length(spec.arch), **task.sizes)
         self.train_s = 0.0
         self.wall_before_s = 0.0
         self.began = time.perf_counter()
@@ -178,6 +200,8 @@ class Trial:
             state = checkpoint.load(file)
             if state is not None and self._fits_curve(state):
                 self.run.restore(state)
+                self.pieces.go_on(state)
+                self.run.pieces = self.pieces.count
                 self.train_s, self.wall_before_s = state["train_s"], state["wall_s"]
                 self.last_loss = state["last_loss"]
                 self.layers_at_first = state["layers_at_first"]
@@ -221,13 +245,12 @@ class Trial:
         yield self.progress()
 
     def _evaluate(self) -> None:
-        last, splits = self.run.step == self.run.steps, self.run.task.splits
-        on_the_way = ("train", "valid") if "train_curve" in self.spec.train.diagnostics else ("valid",)
-        for split in splits if last else [each for each in splits if each in on_the_way]:
+        last = self.run.step == self.run.steps
+        for split in self.run.splits_at(last):
             metrics = self.run.evaluate(split, last)
             loss = metrics["loss"]
             self._row(split, **metrics)
-            if split == "valid" or "valid" not in splits:
+            if split == "valid" or "valid" not in self.run.task.splits:
                 self.last_loss = loss
             if last and not math.isfinite(loss):  # the last updates spoiled it, after the last look at its loss
                 raise Diverged(f"the {split} loss is {loss} at step {self.run.step}")
@@ -252,6 +275,7 @@ class Trial:
             "last_loss": self.last_loss,
             "layers_at_first": self.layers_at_first,
             "seen_at_first": self.seen_at_first,
+            **self.pieces.state(),
         }
         checkpoint.save(self.folder.checkpoint, self.run.state() | extra, self.folder.keep_older_checkpoint)
         self.saved = self.segment = time.perf_counter()
@@ -320,6 +344,8 @@ class Trial:
             "data": run.task.facts(),
             "tokens_per_s": tokens / self.train_s if self.train_s else None,
             "wall_s": self.wall_s(),
+            "micro_batches": self.pieces.count,
+            "micro_note": self.pieces.note,
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "environment": environment(self.device),
             "ended": time.time(),
@@ -360,8 +386,7 @@ def _is_the_machines(error: BaseException, job: Job) -> bool:
 
 
 def _failure(job: Job, folder: TrialFolder, error: BaseException, wall_s: float) -> dict[str, Any]:
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    kind = OUT_OF_MEMORY if memory else type(error).__name__
+    kind = OUT_OF_MEMORY if out_of_memory(error) else type(error).__name__
     return {
         "id": job.trial_id,
         "group_id": None,
