@@ -77,6 +77,7 @@ def _study_commands(sub: Any) -> None:
     run.add_argument("--workers", type=_count, metavar="N", help="trials at once (default: one a CPU core or GPU)")
     run.add_argument("--address", metavar="ADDR", help="an existing Ray cluster, with --executor ray")
     run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)")
+    _models(run)
     run.add_argument("--retry-failed", action="store_true", help="try failed trials again")
     run.add_argument("--checkpoint-every", type=float, default=15.0, metavar="S", help="seconds (default: 15)")
 
@@ -138,6 +139,15 @@ def _result_commands(sub: Any) -> None:
     _results(why)
     _json(why)
 
+    track = _command(sub, "track", "publish to MLflow what its server has not got, from the ledger", commands.track)
+    track.add_argument("study", nargs="?", metavar="STUDY")
+    track.add_argument("--all", action="store_true", help="every study of the results")
+    track.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)"
+    )
+    _models(track)
+    _results(track)
+
     _sample(_command(sub, "sample", "what a finished trial's model generates", commands.sample))
 
     ui = _command(sub, "ui", "the MLflow dashboard on the results, on this machine only", commands.ui)
@@ -193,6 +203,10 @@ def _results(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="results folder (default: results)",
     )
+
+
+def _models(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--log-models", action="store_true", help="also the weights of finished trials, to MLflow")
 
 
 def _json(command: argparse.ArgumentParser) -> None:

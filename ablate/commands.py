@@ -45,7 +45,7 @@ def run(options: Namespace) -> int:
         )
         uri = options.tracking_uri or default_uri(options.results)
         study = StudyRun(ledger, plan, _executor(options, plan), console, options.checkpoint_every)
-        outcome = study.run(uri, options.retry_failed)
+        outcome = study.run(uri, options.retry_failed, options.log_models)
     _tell(outcome, plan, console, uri)
     if not outcome.interrupted:
         _write_report(ledger, grid.name, console, "" if outcome.tracking_trouble else uri)
@@ -99,6 +99,8 @@ def _tell(outcome: Outcome, plan: Plan, console: Any, uri: str) -> None:
     """The end of a run in words: counts, failures, what to do next."""
     from rich.markup import escape
 
+    from ablate.run.mlflow_store import shown
+
     counts = {
         status: sum(each == status for each in outcome.statuses.values())
         for status in ("finished", "diverged", "failed", "stopped")
@@ -116,8 +118,8 @@ def _tell(outcome: Outcome, plan: Plan, console: Any, uri: str) -> None:
         console.print(f"{outcome.enough}: {plural(left, 'trial')} not run", markup=False, soft_wrap=True)
     if outcome.tracking_trouble:
         console.print(
-            f"[yellow]MLflow at {escape(uri)} was not updated: {escape(outcome.tracking_trouble)}; "
-            "run again to catch up[/]",
+            f"[yellow]MLflow at {escape(shown(uri))} was not updated: {escape(outcome.tracking_trouble)}; "
+            f"run again to catch up, or `ablate track {escape(plan.grid.name)}`[/]",
             soft_wrap=True,
         )
     if outcome.interrupted:
@@ -129,6 +131,7 @@ def _write_report(ledger: Ledger, study: str, console: Any, uri: str) -> None:
     """And keep it in MLflow at `uri`, where that is given."""
     from rich.markup import escape
 
+    from ablate.run.mlflow_store import shown
     from ablate.run.tracking import Mirror
     from analysis.report import write_report
 
@@ -142,7 +145,7 @@ def _write_report(ledger: Ledger, study: str, console: Any, uri: str) -> None:
     mirror.attach(report.html.parent)
     if mirror.trouble:
         console.print(
-            f"[yellow]MLflow at {escape(uri)} has not got the report: {escape(mirror.trouble)}; "
+            f"[yellow]MLflow at {escape(shown(uri))} has not got the report: {escape(mirror.trouble)}; "
             f"`ablate report {escape(study)}` tries again[/]",
             soft_wrap=True,
         )
@@ -288,6 +291,25 @@ def why(options: Namespace) -> int:
     else:
         print_explanation(explanation)
     return 0
+
+
+def track(options: Namespace) -> int:
+    """Publish the studies of a ledger to MLflow."""
+    from ablate.run.ledger import Ledger
+    from ablate.run.mlflow_store import default_uri, shown
+    from ablate.run.track import track_study
+
+    ledger = Ledger(options.results)
+    if options.all == bool(options.study):
+        raise UserError(
+            "track: name one study, or give --all; studies: " + (", ".join(ledger.study_names()) or "none")
+        )
+    uri, troubles = options.tracking_uri or default_uri(options.results), 0
+    for name in ledger.study_names() if options.all else [options.study]:
+        count, trouble = track_study(ledger, name, uri, options.log_models)
+        print(f"{name}: {plural(count, 'trial')} at {shown(uri)}" + (f": not all: {trouble}" if trouble else ""))
+        troubles += bool(trouble)
+    return 1 if troubles else 0
 
 
 def sample(options: Namespace) -> int:

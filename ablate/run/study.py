@@ -19,6 +19,7 @@ from ablate.designs import Designed
 from ablate.hypothesis import registration
 from ablate.resolve import default_gpus
 from ablate.rows import Plan, PlannedTrial
+from ablate.run.background import BackgroundMirror
 from ablate.run.executor import Executor, give_up
 from ablate.run.files import append_json, write_json, write_text
 from ablate.run.ledger import Ledger
@@ -27,7 +28,7 @@ from ablate.run.predict_planner import PredictPlanner
 from ablate.run.progress import ProgressView
 from ablate.run.promote_planner import PromotePlanner
 from ablate.run.race_planner import RacePlanner
-from ablate.run.tracking import BackgroundMirror, Mirror
+from ablate.run.tracking import Mirror
 from ablate.run.tune_planner import TunePlanner
 from ablate.run.worker import Event
 from ablate.spec import Resources
@@ -130,14 +131,14 @@ class StudyRun:
         self.checkpoint_every_s = checkpoint_every_s
         self.stop = threading.Event()
 
-    def run(self, tracking_uri: str, retry_failed: bool = False) -> Outcome:
+    def run(self, tracking_uri: str, retry_failed: bool = False, log_models: bool = False) -> Outcome:
         """Run to the end, or until a signal asks to stop. Raises `Fatal` when the machine is at fault."""
         self._register()
         planner = self._planner_of_whole_plan(retry_failed)
         study = write_study(self.ledger, self.plan)
         done = self._done()
         reused = list(done)
-        mirror = BackgroundMirror(Mirror(self.ledger, study, tracking_uri))
+        mirror = BackgroundMirror(Mirror(self.ledger, study, tracking_uri, log_models))
         for trial_id in mirror.mirror.behind():
             mirror.add(trial_id)
         trained: list[str] = []
