@@ -134,8 +134,8 @@ def _component_commands(sub: Any) -> None:
 
 
 def _result_commands(sub: Any) -> None:
-    why = _command(sub, "why", "why a trial was run, reused or resumed", commands.why)
-    why.add_argument("trial", metavar="TRIAL", help="a trial's id, or its beginning")
+    why = _command(sub, "why", "why a trial, or each of a study, was run, reused or resumed", commands.why)
+    why.add_argument("trial", metavar="TRIAL", help="a trial's id, or its beginning; or a study")
     _results(why)
     _json(why)
 

@@ -281,15 +281,17 @@ def check(options: Namespace) -> int:
 
 
 def why(options: Namespace) -> int:
-    """Say why a trial was run or reused."""
+    """Say why a trial was run or reused; of a study, of each of its trials."""
     from ablate.run.ledger import Ledger
-    from ablate.run.why import explain, print_explanation
+    from ablate.run.why import explain, explain_study, print_explanation, print_study
 
-    explanation = explain(Ledger(options.results), options.trial)
+    ledger = Ledger(options.results)
+    whole = options.trial in ledger.study_names()
+    explanation = (explain_study if whole else explain)(ledger, options.trial)
     if options.json:
         _print_json(explanation)
     else:
-        print_explanation(explanation)
+        (print_study if whole else print_explanation)(explanation)
     return 0
 
 

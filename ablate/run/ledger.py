@@ -1,6 +1,7 @@
 """The ledger: what is done. One folder a trial; `record.json` is written once, by rename, when the trial ends.
 
     results/trials/<id>/spec.json       what was asked
+                        identity.json   what that means: the tree whose hash is the id, with versions of components
                         metrics.jsonl   the curve: append-only, truncated to its checkpoint on resume
                         checkpoint.pt   the state to go on from, while it has not ended
                         weights.pt      the final weights
@@ -36,6 +37,7 @@ class TrialFolder:
         self.folder = folder
         self.id = folder.name
         self.spec = folder / "spec.json"
+        self.identity = folder / "identity.json"
         self.metrics = folder / "metrics.jsonl"
         self.checkpoint = folder / "checkpoint.pt"
         self.weights = folder / "weights.pt"
