@@ -25,6 +25,7 @@ class Index:
     where their values are."""
 
     ids: tuple[str, ...]
+    rows: Mapping[str, int]  # by id
     codes: np.ndarray
     paths: tuple[str, ...]
     values: tuple[tuple[Any, ...], ...]  # by column and code
@@ -32,8 +33,7 @@ class Index:
 
     def row(self, trial_id: str) -> int | None:
         """Where a trial stands; None for one without a specification."""
-        found = np.searchsorted(self.ids, trial_id)
-        return int(found) if found < len(self.ids) and self.ids[found] == trial_id else None
+        return self.rows.get(trial_id)
 
     def nearest(self, row: int, among: np.ndarray) -> int | None:
         """The row with the fewest differing fields, of the rows in `among`; at equal numbers one that differs in what
@@ -103,7 +103,14 @@ def index(ledger: Ledger) -> Index:
     kept = np.flatnonzero(differ)
     names = list(paths)
     columns = tuple(tuple(values[k]) for k in kept)
-    return Index(tuple(ids), matrix[:, kept], tuple(names[k] for k in kept), columns, alike)
+    return Index(
+        tuple(ids),
+        {each: k for k, each in enumerate(ids)},
+        matrix[:, kept],
+        tuple(names[k] for k in kept),
+        columns,
+        alike,
+    )
 
 
 def fields(folder: TrialFolder) -> dict[str, Any]:
