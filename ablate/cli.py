@@ -78,6 +78,7 @@ def _study_commands(sub: Any) -> None:
     run.add_argument("--address", metavar="ADDR", help="an existing Ray cluster, with --executor ray")
     run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)")
     _models(run)
+    run.add_argument("--check-drift", action="store_true", help="train a baseline trial again on this machine")
     run.add_argument("--retry-failed", action="store_true", help="try failed trials again")
     run.add_argument("--checkpoint-every", type=float, default=15.0, metavar="S", help="seconds (default: 15)")
 

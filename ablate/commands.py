@@ -46,10 +46,19 @@ def run(options: Namespace) -> int:
         uri = options.tracking_uri or default_uri(options.results)
         study = StudyRun(ledger, plan, _executor(options, plan), console, options.checkpoint_every)
         outcome = study.run(uri, options.retry_failed, options.log_models)
+        if options.check_drift and not outcome.interrupted:
+            _check_drift(ledger, study.plan, console)
     _tell(outcome, plan, console, uri)
     if not outcome.interrupted:
         _write_report(ledger, grid.name, console, "" if outcome.tracking_trouble else uri)
     return outcome.exit_code
+
+
+def _check_drift(ledger: Ledger, plan: Plan, console: Any) -> None:
+    from ablate.run.drift import check_drift
+
+    for each in check_drift(ledger, plan):
+        console.print(f"drift: {each.words}", markup=False, soft_wrap=True)
 
 
 def _to_train(grid: Grid, missing: int) -> str:
