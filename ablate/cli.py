@@ -88,6 +88,8 @@ def _study_commands(sub: Any) -> None:
     run.add_argument("--store", metavar="URI", help="where its nodes keep trials' files, with --address")
     run.add_argument("--ship", action="store_true", help="send this code to its nodes, with --address")
     run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)")
+    _models(run)
+    run.add_argument("--check-drift", action="store_true", help="train a baseline trial again on this machine")
     run.add_argument("--retry-failed", action="store_true", help="try failed trials again")
     run.add_argument("--checkpoint-every", type=float, default=15.0, metavar="S", help="seconds (default: 15)")
 
@@ -177,10 +179,19 @@ def _component_commands(sub: Any) -> None:
 
 
 def _result_commands(sub: Any) -> None:
-    why = _command(sub, "why", "why a trial was run, reused or resumed", commands.why)
-    why.add_argument("trial", metavar="TRIAL", help="a trial's id, or its beginning")
+    why = _command(sub, "why", "why a trial, or each of a study, was run, reused or resumed", commands.why)
+    why.add_argument("trial", metavar="TRIAL", help="a trial's id, or its beginning; or a study")
     _results(why)
     _json(why)
+
+    track = _command(sub, "track", "publish to MLflow what its server has not got, from the ledger", commands.track)
+    track.add_argument("study", nargs="?", metavar="STUDY")
+    track.add_argument("--all", action="store_true", help="every study of the results")
+    track.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)"
+    )
+    _models(track)
+    _results(track)
 
     _sample(_command(sub, "sample", "what a finished trial's model generates", commands.sample))
 
@@ -242,6 +253,10 @@ def _results(command: argparse.ArgumentParser) -> None:
 def _rates(command: argparse.ArgumentParser) -> None:
     command.add_argument("--price", metavar="X/h", help='of a device hour (GPU, else CPU core), as "2.50 USD"')
     command.add_argument("--watts", type=float, metavar="W", help="that one device draws: energy in kWh")
+
+
+def _models(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--log-models", action="store_true", help="also the weights of finished trials, to MLflow")
 
 
 def _json(command: argparse.ArgumentParser) -> None:

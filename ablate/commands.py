@@ -28,6 +28,10 @@ KEPT = (
     "max_hours",
     "budget",
     "pack",
+    "ship",
+    "store",
+    "log_models",
+    "check_drift",
 )  # by `resume`
 
 
@@ -80,7 +84,7 @@ def _run(options: Namespace, grid: Grid, begun: float) -> int:
     from ablate.run.budget import parse_budget
     from ablate.run.files import write_json
     from ablate.run.ledger import Ledger
-    from ablate.run.mlflow_store import default_uri
+    from ablate.run.mlflow_store import default_uri, shown
     from ablate.run.stopping import TIME_IS_UP
     from ablate.run.study import StudyRun
     from ablate.run.telling import compared, tell, to_train
@@ -104,16 +108,26 @@ def _run(options: Namespace, grid: Grid, begun: float) -> int:
         )
         kept = {"grid": str(options.grid.resolve()) if isinstance(options.grid, Path) else options.grid}
         kept |= {"overrides": options.overrides, **{key: getattr(options, key) for key in KEPT}}
+        kept["tracking_uri"] = options.tracking_uri and shown(options.tracking_uri)  # no password is written down
         write_json(ledger.study_folder(grid.name) / "command.json", kept)
         uri = options.tracking_uri or default_uri(options.results)
         deadline = None if options.max_hours is None else begun + 3600 * options.max_hours
         executor = _executor(options, plan)
         study = StudyRun(ledger, plan, executor, console, options.checkpoint_every, deadline, budget)
-        outcome = study.run(uri, options.retry_failed)
+        outcome = study.run(uri, options.retry_failed, options.log_models)
+        if options.check_drift and not outcome.stopped:
+            _check_drift(ledger, study.plan, console)
     tell(outcome, console, uri)
     if outcome.stopped in ("", TIME_IS_UP):
         _write_report(ledger, grid.name, console, "" if outcome.tracking_trouble else uri)
     return outcome.exit_code
+
+
+def _check_drift(ledger: Ledger, plan: Plan, console: Any) -> None:
+    from ablate.run.drift import check_drift
+
+    for each in check_drift(ledger, plan):
+        console.print(f"drift: {each.words}", markup=False, soft_wrap=True)
 
 
 def _executor(options: Namespace, plan: Plan) -> Executor:
@@ -154,6 +168,7 @@ def _write_report(ledger: Ledger, study: str, console: Any, uri: str) -> None:
     """And keep it in MLflow at `uri`, where that is given."""
     from rich.markup import escape
 
+    from ablate.run.mlflow_store import shown
     from ablate.run.tracking import Mirror
     from analysis.report import write_report
 
@@ -167,7 +182,7 @@ def _write_report(ledger: Ledger, study: str, console: Any, uri: str) -> None:
     mirror.attach(report.html.parent)
     if mirror.trouble:
         console.print(
-            f"[yellow]MLflow at {escape(uri)} has not got the report: {escape(mirror.trouble)}; "
+            f"[yellow]MLflow at {escape(shown(uri))} has not got the report: {escape(mirror.trouble)}; "
             f"`ablate report {escape(study)}` tries again[/]",
             soft_wrap=True,
         )
@@ -330,16 +345,37 @@ def check(options: Namespace) -> int:
 
 
 def why(options: Namespace) -> int:
-    """Say why a trial was run or reused."""
+    """Say why a trial was run or reused; of a study, of each of its trials."""
     from ablate.run.ledger import Ledger
-    from ablate.run.why import explain, print_explanation
+    from ablate.run.why import explain, explain_study, print_explanation, print_study
 
-    explanation = explain(Ledger(options.results), options.trial)
+    ledger = Ledger(options.results)
+    whole = options.trial in ledger.study_names()
+    explanation = (explain_study if whole else explain)(ledger, options.trial)
     if options.json:
         _print_json(explanation)
     else:
-        print_explanation(explanation)
+        (print_study if whole else print_explanation)(explanation)
     return 0
+
+
+def track(options: Namespace) -> int:
+    """Publish the studies of a ledger to MLflow."""
+    from ablate.run.ledger import Ledger
+    from ablate.run.mlflow_store import default_uri, shown
+    from ablate.run.track import track_study
+
+    ledger = Ledger(options.results)
+    if options.all == bool(options.study):
+        raise UserError(
+            "track: name one study, or give --all; studies: " + (", ".join(ledger.study_names()) or "none")
+        )
+    uri, troubles = options.tracking_uri or default_uri(options.results), 0
+    for name in ledger.study_names() if options.all else [options.study]:
+        count, trouble = track_study(ledger, name, uri, options.log_models)
+        print(f"{name}: {plural(count, 'trial')} at {shown(uri)}" + (f": not all: {trouble}" if trouble else ""))
+        troubles += bool(trouble)
+    return 1 if troubles else 0
 
 
 def sample(options: Namespace) -> int:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from conftest import TINY
+from mirrored import content_at, runs_at
 from runs import new_results, plan_of, run_here, with_database
 
+from ablate.run import background
 from ablate.run.executor import give_up
 from ablate.run.ledger import Ledger
 from ablate.run.tracking import Mirror
@@ -61,38 +63,11 @@ def uri_of(ledger: Ledger) -> str:
 
 
 def runs_of(ledger: Ledger, study: str = "tiny") -> dict[str, Run]:
-    """Every run of a study by its key."""
-    client = MlflowClient(tracking_uri=uri_of(ledger))
-    experiment = client.get_experiment_by_name(study)
-    runs = client.search_runs([experiment.experiment_id], max_results=1000)
-    found = {run.data.tags["ablate.key"]: run for run in runs}
-    assert len(found) == len(runs)  # none twice
-    return found
+    return runs_at(uri_of(ledger), study)
 
 
 def content(ledger: Ledger, study: str = "tiny", ids: bool = False) -> dict[str, Any]:
-    """All that MLflow holds of a study, apart from the times and the names that MLflow itself gives."""
-    client = MlflowClient(tracking_uri=uri_of(ledger))
-    runs = runs_of(ledger, study)
-    names = {run.info.run_id: key for key, run in runs.items()}
-    return {
-        key: {
-            "status": run.info.status,
-            "name": run.info.run_name,
-            "parent": names.get(run.data.tags.get("mlflow.parentRunId", "")),
-            "params": run.data.params,
-            "tags": {name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")},
-            "curves": {
-                name: [
-                    (each.step, each.value, each.timestamp)
-                    for each in client.get_metric_history(run.info.run_id, name)
-                ]
-                for name in run.data.metrics
-            },
-            **({"id": run.info.run_id} if ids else {}),
-        }
-        for key, run in runs.items()
-    }
+    return content_at(uri_of(ledger), study, ids)
 
 
 def study_of(ledger: Ledger, *variants: str) -> dict[str, Any]:
@@ -407,6 +382,7 @@ def test_a_server_that_is_not_there_does_not_stop_a_study(
     uri: str, tmp_path: Path, token_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A warning, the exit code of the trials, and the next run catches up."""
+    monkeypatch.setattr(background, "PATIENCE", background.Patience(end_s=0.5))
     ledger = new_results(tmp_path / "results", token_cache)
     grid = tmp_path / "grid.yaml"
     grid.write_text(TINY)

@@ -1,6 +1,7 @@
 """The ledger: what is done. One folder a trial; `record.json` is written once, by rename, when the trial ends.
 
     results/trials/<id>/spec.json       what was asked
+                        identity.json   what that means: the tree whose hash is the id, with versions of components
                         metrics.jsonl   the curve: append-only, truncated to its checkpoint on resume
                         checkpoint.pt   the state to go on from, while it has not ended
                         checkpoint.1.pt the one before, should that be damaged
@@ -50,6 +51,7 @@ class TrialFolder:
         self.folder = folder
         self.id = folder.name
         self.spec = folder / "spec.json"
+        self.identity = folder / "identity.json"
         self.metrics = folder / "metrics.jsonl"
         self.checkpoint = folder / "checkpoint.pt"
         self.older_checkpoint = folder / "checkpoint.1.pt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -17,9 +18,13 @@ QUIET = {
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-# MLflow would try a server that is not there for minutes at the end of every study; the next run catches up
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+# the driver tries again itself (`ablate.run.background`): MLflow would send a request anew whose reply was lost, and
+# make a run twice
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+PASSING = (408, 429, 503)  # HTTP statuses of what may be otherwise in a while; of a server also the others from 500
 
 
 def default_uri(results: Path) -> str:
@@ -69,6 +74,40 @@ def open_client(uri: str) -> Any:
                 if not database.exists():
                     _make(database)
         return MlflowClient(tracking_uri=uri)
+
+
+def shown(text: str) -> str:
+    """A URI, or a message that has some, without user names and passwords."""
+    return CREDENTIALS.sub("", text)
+
+
+def passing(error: Exception, uri: str) -> bool:
+    """Whether it may be otherwise in a while: a server that is down or busy, a locked database."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import HTTPError, RequestException
+
+    remote = uri.startswith(("http://", "https://"))
+    if isinstance(error, HTTPError) and error.response is not None:
+        status = error.response.status_code
+    elif isinstance(error, RequestException):
+        return True
+    elif isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+    else:
+        return False
+    return status in PASSING or (remote and status >= 500)
+
+
+def trouble_of(error: Exception) -> str:
+    """One line that says what is wrong, and what to do where the server wants to know who asks."""
+    text = str(error)
+    status = re.search(r"error code (40[13])\b|\b(40[13]) Client Error", text)
+    if status:
+        variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        code = status[1] or status[2]
+        why = "the server asks for credentials" if code == "401" else "the server does not allow it"
+        return f"HTTP {code}: {why}: set {variables}"
+    return shown(f"{type(error).__name__}: {text.splitlines()[0] if text else ''}")
 
 
 def _make(database: Path) -> None:

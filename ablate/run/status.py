@@ -11,6 +11,7 @@ from ablate.run.files import read_json
 from ablate.run.hours import Rates, duration, rates_said
 from ablate.run.ledger import Ledger
 from analysis.columns import cell_name
+from analysis.drift import pairs_across, said, sets_of, trials_of
 from analysis.records import ENDED
 
 NO_RATES = Rates()
@@ -25,7 +26,8 @@ def study_status(ledger: Ledger, name: str, rates: Rates = NO_RATES) -> dict[str
     enough = study.get("enough", "")
     counts = dict.fromkeys(STATES, 0)
     records = {each["id"]: ledger.trial(each["id"]).record() for each in study["trials"]}
-    times = Times(ledger, study, {key: record for key, record in records.items() if record})
+    ended = {key: record for key, record in records.items() if record}
+    times = Times(ledger, study, ended)
     trials = []
     for trial in study["trials"]:
         record = records[trial["id"]]
@@ -43,8 +45,9 @@ def study_status(ledger: Ledger, name: str, rates: Rates = NO_RATES) -> dict[str
         trials.append({**labels, "status": state, "loss": loss, "error": error, **told})
     hours = _hours(trials, rates)
     paused = ledger.pause_file(name).exists() and counts["pending"] + counts["running"] > 0
+    alike = {"environments": mixed(study, ended)}
     told = {"paused": paused, "enough": enough, "hours": hours}
-    return {"study": name, "total": len(trials), **counts, **told, "trials": trials}
+    return {"study": name, "total": len(trials), **counts, **told, **alike, "trials": trials}
 
 
 class Times:
@@ -111,6 +114,26 @@ def hours_said(hours: Mapping[str, Any], left: int) -> str:
     return said
 
 
+def mixed(study: dict[str, Any], ended: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each set of machine and libraries that ran finished trials, where there are several; then one for
+    each variant that is compared across sets."""
+    finished = trials_of(study, ended)
+    sets = sets_of(finished)
+    if len(sets) < 2:
+        return []
+    across: dict[str, tuple[int, int]] = {}
+    for (*_, variant), (pairs, apart) in pairs_across(finished, study["baseline"]).items():
+        known = across.get(variant, (0, 0))
+        across[variant] = (known[0] + pairs, known[1] + apart)
+    return [
+        *(f"{plural(count, 'trial')} on {said(each)}" for each, count in sets.items()),
+        *(
+            f"{variant}: {apart} of {plural(pairs, 'pair')} across these"
+            for variant, (pairs, apart) in across.items()
+        ),
+    ]
+
+
 def print_status(tree: dict[str, Any]) -> None:
     """One line of counts, one of why there are no more where a planner says so, one of hours, then a line a trial."""
     counts = ", ".join(f"{tree[state]} {state}" for state in STATES if tree[state])
@@ -120,6 +143,8 @@ def print_status(tree: dict[str, Any]) -> None:
     if tree["paused"]:
         print(f"paused: `ablate resume {tree['study']}` goes on")
     print(hours_said(tree["hours"], tree["pending"] + tree["running"]))
+    for line in tree["environments"]:
+        print(f"not run alike: {line}")
     for trial in tree["trials"]:
         tuned = [f"{path}={value:g}" for path, value in trial.get("tuned", {}).items()]
         cell = ", ".join(filter(None, (cell_name(trial), *tuned)))

@@ -15,6 +15,7 @@ from ablate.designs import Designed
 from ablate.hypothesis import registration
 from ablate.resolve import default_gpus
 from ablate.rows import Plan, PlannedTrial
+from ablate.run.background import BackgroundMirror
 from ablate.run.budget import Budget, Budgeted, by_priority
 from ablate.run.estimates import keep_estimates
 from ablate.run.executor import Executor, give_up
@@ -27,7 +28,7 @@ from ablate.run.progress import ProgressView
 from ablate.run.promote_planner import PromotePlanner
 from ablate.run.race_planner import RacePlanner
 from ablate.run.stopping import INTERRUPTED, Stop
-from ablate.run.tracking import BackgroundMirror, Mirror
+from ablate.run.tracking import Mirror
 from ablate.run.tune_planner import TunePlanner
 from ablate.run.worker import Event
 from ablate.spec import Resources
@@ -172,7 +173,7 @@ class StudyRun:
         self.needs = Needs(ledger)
         self.stop = Stop(console, ledger.pause_file(plan.grid.name), deadline)
 
-    def run(self, tracking_uri: str, retry_failed: bool = False) -> Outcome:
+    def run(self, tracking_uri: str, retry_failed: bool = False, log_models: bool = False) -> Outcome:
         """Run to the end, or until something asks to stop. Raises `Fatal` when the machine is at fault."""
         self._register()
         planner = self._planner_of_whole_plan(retry_failed)
@@ -181,7 +182,7 @@ class StudyRun:
         done = self._done()
         tally = Tally([], list(done))
         keep_estimates(self.ledger, self.plan, study["trials"], done)
-        mirror = BackgroundMirror(Mirror(self.ledger, study, tracking_uri))
+        mirror = BackgroundMirror(Mirror(self.ledger, study, tracking_uri, log_models))
         for trial_id in mirror.mirror.behind():
             mirror.add(trial_id)
         begun = time.time()

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from ablate.errors import plural
 from ablate.grid import Grid
+from ablate.run.mlflow_store import shown
 from ablate.run.study import Outcome
 
 
@@ -48,8 +49,8 @@ def tell(outcome: Outcome, console: Console, uri: str) -> None:
         console.print(f"{outcome.enough}: {plural(left, 'trial')} not run", markup=False, soft_wrap=True)
     if outcome.tracking_trouble:
         console.print(
-            f"[yellow]MLflow at {escape(uri)} was not updated: {escape(outcome.tracking_trouble)}; "
-            "run again to catch up[/]",
+            f"[yellow]MLflow at {escape(shown(uri))} was not updated: {escape(outcome.tracking_trouble)}; "
+            "run again to catch up, or `ablate track STUDY`[/]",
             soft_wrap=True,
         )
     if outcome.stopped:

@@ -1,48 +1,53 @@
 """Mirrors the ledger to MLflow: study -> variant -> trial runs. One writer, the driver; never read back.
 
 A trial is published after its record is committed, with its curve, its specification, tags and a truthful
-status; the report, once written, stands with the study's run. Runs are found again by their tags, and a trial's last
-write is the hash of its record: publishing twice changes nothing, publishing after a crash completes what is missing.
+status; the report, once written, stands with the study's run. Runs are looked for by their tags before they are made,
+and a trial's last write is the hash of its record: publishing twice changes nothing, publishing after a crash or an
+outage completes what is missing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import queue
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ablate.run.files import read_json, write_json
 from ablate.run.ledger import Ledger
-from ablate.run.mlflow_store import database_of, files_of, forget_files, open_client
-from ablate.spec import flatten
+from ablate.run.mlflow_store import database_of, files_of, forget_files, open_client, passing, shown, trouble_of
+from ablate.run.parent_runs import Ended, aggregates, ended, parent_status, study_aggregates
+from ablate.run.trial_run import STATUS, identity_tags, log_trial, run_name
 
-STATUS = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
-BATCH_METRICS, BATCH_PARAMS = 1000, 100  # MLflow's documented limits a call
 PUBLISHED = "published.json"  # beside study.json: what this tracking URI has, to know without asking
-REPORT = "report"  # the folder of a study's artifacts
+REPORT, MODEL = "report", "model"  # folders of artifacts: of a study's run, of a trial's
+REMEMBER_EVERY_S = 10.0  # what is forgotten is only looked for once more
 
 
 class Mirror:
     """Publishes the trials of one study. Trouble with MLflow is remembered and never reaches a trial."""
 
-    def __init__(self, ledger: Ledger, study: Mapping[str, Any], uri: str):
+    def __init__(self, ledger: Ledger, study: Mapping[str, Any], uri: str, log_models: bool = False):
         self.ledger = ledger
         self.study = study
         self.uri = uri
+        self.log_models = log_models  # the final weights too, as artifacts
         self.trouble: str | None = None
+        self.passing = False  # whether the trouble may be gone in a while
         self._marks_file = ledger.study_folder(study["study"]) / PUBLISHED
         known = self._known()
         self._marks: dict[str, str] = dict(known.get("trials", {}))
-        self._open = bool(known.get("open"))  # a driver died before it gave the parents their status
+        self._models: dict[str, str] = dict(known.get("models", {}))
+        self.open = bool(known.get("open"))  # also where a driver died before it gave the parents their status
         self._report = str(known.get("report", ""))
+        self._remembered = 0.0
         self._client: Any = None
-        self._runs: dict[str, Any] = {}  # key -> run, of this study
+        self._refused = False  # the server will not have us: not again in this run
+        self._parents: dict[str, str] = {}  # key -> id of the run
+        self._doubtful: set[str] = set()  # keys of runs that a server may have made although it did not answer
+        self._ended: dict[str, Ended] = {}
         self._labels = {trial["id"]: trial for trial in study["trials"]}
 
     def study_is(self, study: Mapping[str, Any]) -> None:
@@ -54,56 +59,103 @@ class Mirror:
         known = read_json(self._marks_file) or {}
         database = database_of(self.uri)
         gone = database is not None and not database.is_file()
-        return {} if gone or known.get("uri") != self.uri else dict(known)
+        return {} if gone or known.get("uri") != shown(self.uri) else dict(known)
 
     def _remember(self, open_: bool) -> None:
-        marks = {"uri": self.uri, "open": open_, "trials": self._marks, "report": self._report}
-        write_json(self._marks_file, marks)
-        self._open = open_
+        marks = {"uri": shown(self.uri), "open": open_, "trials": self._marks, "models": self._models}
+        write_json(self._marks_file, marks | {"report": self._report})
+        self.open, self._remembered = open_, time.monotonic()
 
-    def behind(self) -> list[str]:
-        """Trials that ended and are not published as they ended."""
+    def behind(self, ask: bool = False) -> list[str]:
+        """Trials that ended and are not published as they ended, by what is remembered; with `ask` all that ended, to
+        be looked for in MLflow, whose store may have lost some."""
         out = []
-        for trial_id in self._labels:
-            record = self.ledger.trial(trial_id).record()
-            if record is not None and self._marks.get(trial_id) != _hash(record):
-                out.append(trial_id)
+        for trial_id, label in self._labels.items():
+            if (record := self.ledger.trial(trial_id).record()) is not None:
+                self._ended[trial_id] = ended(record, label, _hash(record))
+                if ask or self._marks.get(trial_id) != self._ended[trial_id].mark or self._lacks_model(trial_id):
+                    out.append(trial_id)
         return out
 
-    def publish(self, trial_ids: list[str]) -> None:
-        """Bring the tracking server up to date with these trials."""
-        if self.trouble and self._client is None:  # it was not to be reached: not again in this run
-            return
+    def publish(self, trial_ids: Sequence[str]) -> list[str]:
+        """Bring the tracking server up to date with these trials. Returns those to be tried again in a while: what a
+        server refuses is not among them."""
+        left = list(trial_ids)
+        if self._refused:
+            return []
         try:
             self._connect()
-            for trial_id in trial_ids:
-                record = self.ledger.trial(trial_id).record()
-                if record is not None:
-                    self._publish_trial(trial_id, record)
-                    self._marks[trial_id] = _hash(record)
-            self._remember(open_=True)
+            if left and not self.open:
+                self._remember(open_=True)
         except Exception as error:  # MLflow raises many kinds; none of them may stop a study
-            self.trouble = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            self._in_trouble(error)
+            self._refused = not self.passing
+            return left if self.passing else []
+        while left:
+            try:
+                self._publish_trial(left[0])
+            except Exception as error:
+                self._in_trouble(error)
+                if self.passing:
+                    self._remember(open_=True)
+                    return left
+            left.pop(0)
+        if self.passing:
+            self.trouble, self.passing = None, False
+        if time.monotonic() - self._remembered > REMEMBER_EVERY_S:
+            self._remember(open_=True)
+        return []
 
-    def close(self) -> None:
-        """Give the study's and variants' runs the status that their trials have come to."""
-        if self.trouble or not self._open:
-            return
-        statuses = {trial_id: self.ledger.trial(trial_id).status() for trial_id in self._labels}
+    def _in_trouble(self, error: Exception) -> None:
+        self.trouble, self.passing = trouble_of(error), passing(error, self.uri)
+
+    def close(self) -> bool:
+        """Give the study's and variants' runs the status and the numbers that their trials have come to. Whether that
+        is done."""
+        if not self.open:
+            return True
+        if self._refused:
+            return False
         try:
             self._connect()
-            for key in self._parents():
-                mine = [
-                    statuses[trial_id]
-                    for trial_id, label in self._labels.items()
-                    if key in ("study", f"variant:{label['variant']}")
-                ]
-                self._client.set_terminated(
-                    self._runs[key].info.run_id, _parent_status(mine, bool(self.study.get("enough")))
-                )
-            self._remember(open_=False)
+            for key in sorted(self._doubtful):
+                self._find(key)
+            self._doubtful.clear()
+            self._close_parents()
+            self._remember(open_=bool(self.trouble) and not self.passing)
         except Exception as error:
-            self.trouble = f"{type(error).__name__}: {error}"
+            self._in_trouble(error)
+            return False
+        if self.passing:
+            self.trouble, self.passing = None, False
+        return True
+
+    def _close_parents(self) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        for trial_id, label in self._labels.items():
+            if trial_id not in self._ended and (record := self.ledger.trial(trial_id).record()) is not None:
+                self._ended[trial_id] = ended(record, label, _hash(record))
+        groups: dict[str, list[str]] = {"study": list(self._labels)}
+        for trial_id, label in self._labels.items():
+            groups.setdefault(f"variant:{label['variant']}", []).append(trial_id)
+        enough = bool(self.study.get("enough"))
+        for key, mine in groups.items():
+            if key not in self._parents and (found := self._find(key)) is None:
+                continue
+            run_id = self._parents.get(key) or found.info.run_id
+            over = [self._ended[each] for each in mine if each in self._ended]
+            if key == "study":
+                metrics, tags = study_aggregates(over, len(mine))
+            else:
+                metrics, tags = aggregates(over, len(mine)), {}
+            stamp = int(max((each.ended for each in over), default=0.0) * 1000)
+            points = [Metric(name, value, stamp, len(over)) for name, value in metrics.items()]
+            self._client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+            for start in range(0, len(points), 1000):
+                self._client.log_batch(run_id, metrics=points[start : start + 1000])
+            statuses = [each.status for each in over]
+            self._client.set_terminated(run_id, parent_status(statuses, len(over) < len(mine) and not enough))
 
     def attach(self, report: Path) -> None:
         """Keep a report's folder with the study's run, instead of the one before. A study that is not published
@@ -112,175 +164,116 @@ class Mirror:
         if not self._marks or mark == self._report:
             return
         try:
-            client = open_client(self.uri)
-            run = self._study_run(client)
+            self._experiment_of(client := open_client(self.uri))
+            self._client = client
+            run = self._find("study")
+            if run is None:
+                raise LookupError(f"there is no run of study {self.study['study']!r}")
             self._report = ""  # until it is whole
-            self._remember(self._open)
+            self._remember(self.open)
             forget_files(run, REPORT, self.uri)
             client.log_artifacts(run.info.run_id, str(report), REPORT)
             self._report = mark
-            self._remember(self._open)
+            self._remember(self.open)
         except Exception as error:  # as in publish
-            self.trouble = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-    def _study_run(self, client: Any) -> Any:
-        """The study's own run. Raises `LookupError`."""
-        name = self.study["study"]
-        experiment = client.get_experiment_by_name(name)
-        filters = "tags.`ablate.key` = 'study'"
-        found = client.search_runs([experiment.experiment_id], filters, max_results=1) if experiment else []
-        if not found:
-            raise LookupError(f"there is no run of study {name!r}")
-        return found[0]
-
-    def _parents(self) -> list[str]:
-        """Keys of the runs of the study and of its variants, of those that there are."""
-        keys = ["study", *sorted({f"variant:{label['variant']}" for label in self._labels.values()})]
-        return [key for key in keys if key in self._runs]
+            self._in_trouble(error)
 
     def _connect(self) -> None:
-        if self._client is not None:
-            return
-        client = open_client(self.uri)
+        if self._client is None:
+            client = open_client(self.uri)
+            self._experiment_of(client)
+            self._client = client
+
+    def _experiment_of(self, client: Any) -> None:
         name = self.study["study"]
         experiment = client.get_experiment_by_name(name)
-        self._experiment = (
-            experiment.experiment_id if experiment else client.create_experiment(name, files_of(self.uri))
-        )
-        token = None
-        while True:
-            page = client.search_runs([self._experiment], max_results=1000, page_token=token)
-            for run in page:
-                if key := run.data.tags.get("ablate.key"):
-                    self._runs[key] = run
-            token = page.token
-            if not token:
-                break
-        for key in self._parents():
-            client.update_run(self._runs[key].info.run_id, status="RUNNING")
-        self._client = client
+        made = experiment.experiment_id if experiment else client.create_experiment(name, files_of(self.uri))
+        self._experiment = made
 
-    def _run(self, key: str, name: str, parent: Any, tags: Mapping[str, str]) -> Any:
+    def _find(self, key: str) -> Any:
+        """The run with this key, None if there is none. Where a server made one whose reply was lost, there may be
+        two: the one that is whole is kept, else the older one."""
+        quote = '"' if "'" in key else "'"
+        asked = f"tags.`ablate.key` = {quote}{key}{quote}"
+        found = self._client.search_runs(
+            [self._experiment], asked, max_results=10, order_by=["attributes.start_time"]
+        )
+        runs = sorted(found, key=lambda run: "ablate.record" not in run.data.tags)
+        for twin in runs[1:]:
+            self._client.delete_run(twin.info.run_id)
+        return runs[0] if runs else None
+
+    def _run(self, key: str, name: str, parent: str | None, tags: Mapping[str, str]) -> Any:
         """The run with this key, made if there is none."""
-        if key not in self._runs:
-            all_tags = {"ablate.key": key, "ablate.study": self.study["study"], **tags}
-            if parent is not None:
-                all_tags["mlflow.parentRunId"] = parent.info.run_id
-            self._runs[key] = self._client.create_run(self._experiment, run_name=name, tags=all_tags)
-        return self._runs[key]
+        if (found := self._find(key)) is not None:
+            return found
+        return self._make(key, name, parent, tags)
 
-    def _publish_trial(self, trial_id: str, record: Mapping[str, Any]) -> None:
-        label = self._labels[trial_id]
-        study = self._run("study", self.study["study"], None, {"ablate.level": "study"})
-        variant = self._run(
-            f"variant:{label['variant']}",
-            label["variant"],
-            study,
-            {"ablate.level": "variant", "ablate.variant": label["variant"]},
-        )
-        words = (label["variant"], label.get("stage"), label["size"], f"seed {label['seed']}")
-        name = " ".join(str(each) for each in words if each)
-        tags = {
-            "ablate.level": "trial",
-            "ablate.trial_id": trial_id,
-            "ablate.variant": label["variant"],
-            "ablate.size": str(label["size"]),
-            "ablate.seed": str(label["seed"]),
-            "ablate.status": record["status"],
-        }
-        if label.get("stage"):
-            tags |= {"ablate.stage": label["stage"], "ablate.parent": label["parent"] or ""}
-        mark = _hash(record)
-        run = self._run(f"trial:{trial_id}", name, variant, tags)
-        if run.data.tags.get("ablate.record") == mark:
+    def _make(self, key: str, name: str, parent: str | None, tags: Mapping[str, str]) -> Any:
+        all_tags = {"ablate.key": key, "ablate.study": self.study["study"], **tags}
+        if parent is not None:
+            all_tags["mlflow.parentRunId"] = parent
+        self._doubtful.add(key)
+        made = self._client.create_run(self._experiment, run_name=name, tags=all_tags)
+        self._doubtful.discard(key)
+        return made
+
+    def _parent(self, key: str, name: str, parent: str | None, tags: Mapping[str, str]) -> str:
+        """The id of a study's or a variant's run, which is RUNNING until the driver ends."""
+        if key not in self._parents:
+            run = self._run(key, name, parent, tags)
+            if run.info.status != "RUNNING":
+                self._client.update_run(run.info.run_id, status="RUNNING")
+            self._parents[key] = run.info.run_id
+        return self._parents[key]
+
+    def _publish_trial(self, trial_id: str) -> None:
+        folder, label = self.ledger.trial(trial_id), self._labels[trial_id]
+        record = folder.record()
+        if record is None:
             return
-        if "ablate.record" in run.data.tags:  # the trial was run again: its parameters may not be changed
+        name, mark = label["variant"], _hash(record)
+        self._ended[trial_id] = ended(record, label, mark)
+        study = self._parent("study", self.study["study"], None, {"ablate.level": "study"})
+        tags = {"ablate.level": "variant", "ablate.variant": name}
+        variant = self._parent(f"variant:{name}", name, study, tags)
+        key, tags = f"trial:{trial_id}", identity_tags(label, record)
+        run = self._run(key, run_name(label), variant, tags)
+        if run.data.tags.get("ablate.record", mark) != mark:
+            # the trial was run again: the parameters of a run may not be changed
             self._client.set_tag(run.info.run_id, "ablate.key", f"superseded:{trial_id}:{time.time_ns()}")
-            del self._runs[f"trial:{trial_id}"]
-            run = self._run(f"trial:{trial_id}", name, variant, tags)
-        self._log(run.info.run_id, trial_id, record)
-        self._client.set_terminated(run.info.run_id, STATUS[record["status"]])
-        self._client.set_tag(run.info.run_id, "ablate.record", mark)  # last: everything is there
+            self._models.pop(trial_id, None)
+            run = self._make(key, run_name(label), variant, tags)
+        run_id = run.info.run_id
+        if "ablate.record" not in run.data.tags:
+            log_trial(self._client, run_id, record, folder.rows())
+            self._client.set_terminated(run_id, STATUS[record["status"]])
+            self._client.set_tag(run_id, "ablate.record", mark)  # last: everything is there
+        if self.log_models and record["status"] == "finished":
+            self._publish_model(trial_id, run)
+        self._marks[trial_id] = mark
 
-    def _log(self, run_id: str, trial_id: str, record: Mapping[str, Any]) -> None:
-        from mlflow.entities import Metric, Param
+    def _lacks_model(self, trial_id: str) -> bool:
+        """Whether the weights of a finished trial are still to be published."""
+        if not self.log_models or trial_id in self._models or self._ended[trial_id].status != "finished":
+            return False
+        return self.ledger.trial(trial_id).weights.is_file()
 
-        params = [
-            Param(path, str(value)[:6000])
-            for path, value in flatten(record.get("spec") or {})
-            if path and value is not None and value != ""
-        ]
-        stamp = int(record["ended"] * 1000)  # of the record: publishing again makes the same points
-        metrics = [
-            Metric(f"{row['split']}/{key}", value, stamp, row["step"])
-            for row in self.ledger.trial(trial_id).rows()
-            for key, value in row.items()
-            if key not in ("step", "tokens", "split") and _is_number(value)
-        ]
-        last = record.get("steps") or 0
-        summary = {**record["metrics"], **{key: record.get(key) for key in SUMMARY}}
-        metrics += [Metric(key, value, stamp, last) for key, value in summary.items() if _is_number(value)]
-        for start in range(0, len(params), BATCH_PARAMS):
-            self._client.log_batch(run_id, params=params[start : start + BATCH_PARAMS])
-        for start in range(0, len(metrics), BATCH_METRICS):
-            self._client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
-        for key in ("torch", "device", "gpu", "cpu", "git_commit"):
-            if value := (record.get("environment") or {}).get(key):
-                self._client.set_tag(run_id, f"ablate.{key}", str(value))
-        if record.get("error"):
-            self._client.set_tag(run_id, "ablate.error", str(record["error"])[:5000])
+    def _publish_model(self, trial_id: str, run: Any) -> None:
+        """The final weights as an artifact, once: the run has a tag with their hash."""
+        file = self.ledger.trial(trial_id).weights
+        if not file.is_file():
+            return
+        mark = _file_hash(file)
+        if run.data.tags.get("ablate.weights") != mark:
+            self._client.log_artifact(run.info.run_id, str(file), MODEL)
+            self._client.set_tag(run.info.run_id, "ablate.weights", mark)
+        self._models[trial_id] = mark
 
 
-SUMMARY = (
-    "params_total",
-    "params_non_embedding",
-    "flops_per_token",
-    "train_flops",
-    "tokens",
-    "tokens_per_s",
-    "wall_s",
-    "peak_memory_bytes",
-)
-
-
-class BackgroundMirror:
-    """The mirror on a thread of its own, so that no trial waits for MLflow's seconds of start-up."""
-
-    def __init__(self, mirror: Mirror):
-        self.mirror = mirror
-        self._waiting: queue.Queue[str | None] = queue.Queue()
-        self._thread: threading.Thread | None = None
-
-    def add(self, trial_id: str) -> None:
-        self._waiting.put(trial_id)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True)
-            self._thread.start()
-
-    def close(self) -> str | None:
-        """Publish what is waiting; return what went wrong, if anything did."""
-        if self._thread is not None:
-            self._waiting.put(None)
-            self._thread.join()
-        self.mirror.close()
-        return self.mirror.trouble
-
-    def _work(self) -> None:
-        ended = False
-        while not ended:
-            ids = [self._waiting.get()]
-            while not self._waiting.empty():
-                ids.append(self._waiting.get())
-            ended = None in ids
-            self.mirror.publish([each for each in ids if each is not None])
-
-
-def _parent_status(statuses: list[str], enough: bool) -> str:
-    """KILLED when trials are still to come, as the driver ends; FAILED when one failed; else FINISHED. With `enough`
-    none is to come: the planner has left out what has not ended."""
-    if not enough and any(status in ("pending", "running") for status in statuses):
-        return "KILLED"
-    return "FAILED" if "failed" in statuses else "FINISHED"
+def _file_hash(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def _folder_hash(folder: Path) -> str:
@@ -294,7 +287,3 @@ def _folder_hash(folder: Path) -> str:
 
 def _hash(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

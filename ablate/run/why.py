@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ablate.run.files import read_json
-from ablate.run.ledger import Ledger
-from ablate.spec import flatten
+import numpy as np
 
-IGNORED = ("resources.", "data.path", "data.corpus", "data.hub", "data.hub_config", "data.column")
+from ablate.run.ledger import Ledger
+from ablate.run.nearest import Index, earlier, index, sentences
+from analysis.columns import cell_name
 
 
 def explain(ledger: Ledger, trial_id: str) -> dict[str, Any]:
-    """The trial's status, its attempts, each study run that trained or reused it, and its nearest neighbour.
+    """The trial's status, its attempts, each study run that trained or reused it, and its nearest neighbour: of
+    those trained in earlier runs, or else of all.
 
     Raises `UserError` for an id that the ledger does not have.
     """
@@ -25,7 +26,10 @@ def explain(ledger: Ledger, trial_id: str) -> dict[str, Any]:
             for verdict in ("trained", "reused"):
                 if folder.id in entry[verdict]:
                     uses.append({"study": name, "time": entry["time"], "verdict": verdict})
-    nearest, fields = _nearest(ledger, folder.id)
+    specs, (begun, _) = index(ledger), _trained(ledger)
+    among = earlier(specs, begun, begun.get(folder.id, float("inf")))
+    if not len(among[among != specs.row(folder.id)]):
+        among = np.arange(len(specs.ids))
     return {
         "id": folder.id,
         "status": folder.status(),
@@ -34,8 +38,7 @@ def explain(ledger: Ledger, trial_id: str) -> dict[str, Any]:
         "reason": _reason(folder.status(), uses),
         "attempts": folder.history(),
         "uses": sorted(uses, key=lambda use: use["time"]),
-        "nearest": nearest,
-        "nearest_differs_in": fields,
+        **_nearest(specs, folder.id, among),
     }
 
 
@@ -56,27 +59,76 @@ def _reason(status: str, uses: list[dict[str, Any]]) -> str:
     )
 
 
-def _nearest(ledger: Ledger, trial_id: str) -> tuple[str | None, dict[str, list[Any]]]:
-    """The other trial with the fewest differing fields, and those fields as [there, here]."""
-    mine = _fields(ledger, trial_id)
-    best: tuple[str | None, dict[str, list[Any]]] = (None, {})
-    for other in ledger.trial_ids():
-        if other == trial_id:
-            continue
-        theirs = _fields(ledger, other)
-        if not theirs:
-            continue
-        keys = mine.keys() | theirs.keys()
-        differs = {key: [theirs.get(key), mine.get(key)] for key in sorted(keys) if theirs.get(key) != mine.get(key)}
-        if best[0] is None or len(differs) < len(best[1]):
-            best = other, differs
-    return best
+def _trained(ledger: Ledger) -> tuple[dict[str, float], dict[str, str]]:
+    """When each trial was first trained, and by a run of which study."""
+    begun: dict[str, float] = {}
+    study: dict[str, str] = {}
+    for name in ledger.study_names():
+        for entry in ledger.study_log(name):
+            for trial_id in entry["trained"]:
+                if entry["time"] < begun.get(trial_id, float("inf")):
+                    begun[trial_id], study[trial_id] = entry["time"], name
+    return begun, study
 
 
-def _fields(ledger: Ledger, trial_id: str) -> dict[str, Any]:
-    tree = read_json(ledger.trial(trial_id).spec)
-    fields = flatten(tree) if isinstance(tree, dict) else ()
-    return {path: value for path, value in fields if not path.startswith(IGNORED)}
+def _nearest(specs: Index, trial_id: str, among: np.ndarray) -> dict[str, Any]:
+    """The nearest trial with the fields that differ as [there, here], and in words; empty where there is none."""
+    here = specs.row(trial_id)
+    there = None if here is None else specs.nearest(here, among)
+    if here is None or there is None:
+        return {"nearest": None, "nearest_differs_in": {}, "nearest_in_words": []}
+    found = specs.differences(there, here)
+    return {
+        "nearest": specs.ids[there],
+        "nearest_differs_in": {path: [theirs, mine] for path, theirs, mine in found},
+        "nearest_in_words": sentences(specs, found, here),
+    }
+
+
+def explain_study(ledger: Ledger, name: str) -> dict[str, Any]:
+    """Every trial of a study: a hit, where the study's first run that needed it found its record, a miss, where it
+    trained it, or `to come`; a miss with the nearest trial of an earlier run and what differs. Raises `UserError`.
+    """
+    trials = ledger.study(name)["trials"]
+    first: dict[str, tuple[str, float]] = {}
+    for entry in ledger.study_log(name):
+        for verdict, key in (("hit", "reused"), ("miss", "trained")):
+            for trial_id in entry[key]:
+                first.setdefault(trial_id, (verdict, entry["time"]))
+    begun, by = _trained(ledger)
+    specs = index(ledger)
+    before: dict[float, np.ndarray] = {}
+    out = []
+    for trial in trials:
+        verdict, when = first.get(trial["id"], ("to come", float("inf")))
+        told = {key: trial[key] for key in ("id", "variant", "size", "axes", "budget", "seed", "stage")}
+        told |= {"verdict": verdict, "trained_by": by.get(trial["id"])}
+        if verdict != "hit":
+            if when not in before:
+                before[when] = earlier(specs, begun, when)
+            told |= _nearest(specs, trial["id"], before[when])
+        out.append(told)
+    counts = {verdict: sum(each["verdict"] == verdict for each in out) for verdict in ("hit", "miss", "to come")}
+    return {"study": name, "counts": counts, "trials": out}
+
+
+def print_study(tree: dict[str, Any]) -> None:
+    """A line of counts, then a line a trial."""
+    print(f"{tree['study']}: " + ", ".join(f"{count} {verdict}" for verdict, count in tree["counts"].items()))
+    for trial in tree["trials"]:
+        if trial["verdict"] == "hit":
+            why = (
+                f"its record was there, of study {trial['trained_by']}"
+                if trial["trained_by"]
+                else "its record was there"
+            )
+        elif trial["nearest"] is None:
+            why = "nothing had been trained before"
+        else:
+            first, *more = trial["nearest_in_words"]
+            why = f"nearest {trial['nearest']}: {first}" + (f", and {len(more)} more" if more else "")
+        cell = cell_name(trial)
+        print(f"  {trial['id']}  {trial['verdict']:<7}  {trial['variant']} ({cell}) seed {trial['seed']}  {why}")
 
 
 def print_explanation(tree: dict[str, Any]) -> None:
@@ -95,8 +147,8 @@ def print_explanation(tree: dict[str, Any]) -> None:
         print(f"  {_when(use['time'])}  {use['verdict']} by study {use['study']}")
     if tree["nearest"]:
         print(f"  nearest other trial: {tree['nearest']}, which differs in")
-        for path, (there, here) in tree["nearest_differs_in"].items():
-            print(f"    {path}: {there} there, {here} here")
+        for line in tree["nearest_in_words"]:
+            print(f"    {line}")
 
 
 def _when(seconds: float) -> str:

@@ -26,7 +26,7 @@ from ablate.run.environment import environment, peak_memory_bytes
 from ablate.run.files import read_json, write_json
 from ablate.run.lease import Busy
 from ablate.run.ledger import Ledger, TrialFolder
-from ablate.spec import TrialSpec, parse, to_tree
+from ablate.spec import TrialSpec, canonical, parse, to_tree
 from ablate.train import checkpoint
 from ablate.train.fitted import new_run
 from ablate.train.memory import Pieces, free, out_of_memory
@@ -407,11 +407,13 @@ def _failure(job: Job, folder: TrialFolder, error: BaseException, wall_s: float)
 
 
 def plan_trial(ledger: Ledger, spec: TrialSpec) -> TrialFolder:
-    """Write what is asked of a trial, and where its text lies now."""
+    """Write what is asked of a trial, where its text lies now, and what its id is the hash of."""
     folder = ledger.trial(spec.trial_id)
     tree = to_tree(spec)
     if folder.record() is None and read_json(folder.spec) != tree:  # the text may have moved since it was planned
         write_json(folder.spec, tree)
+    if not folder.identity.is_file():
+        write_json(folder.identity, canonical(spec))
     return folder
 
 

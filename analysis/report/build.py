@@ -21,6 +21,7 @@ from analysis.figure import svg
 from analysis.report.bundles import DOCUMENT, FOLDER, table_bundles
 from analysis.report.capacity import Capacity, capacity_section
 from analysis.report.configurations import configurations
+from analysis.report.drift import mark
 from analysis.report.files import close_report
 from analysis.report.findings import MOST_READ, findings
 from analysis.report.hypothesis import expected_section
@@ -96,6 +97,9 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
     sometimes |= {"sweeps": tuning.sweeps, "certificate": tuning.given} | {each.name: each.table for each in found}
     tables = always | {name: part for name, part in sometimes.items() if len(part)}
     content = _content(facts, table, cells, overall, fits, figures, transfer, capacity, scaling, tuning, every)
+    for each in found:
+        if each.name == "environments":
+            mark(content["cells"], cells, each.table)
     content |= configurations(Path(results), facts["baseline"], every)
     content |= {"expected": expected_section(Path(results) / "studies" / study, table, overall), "findings": found}
     cited = table_bundles(Path(results), facts, table, cells, transfer, scaling)

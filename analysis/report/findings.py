@@ -13,6 +13,7 @@ import pandas as pd
 from analysis.columns import CELL, cell_name
 from analysis.errors import AnalysisError
 from analysis.ranking import against_published, agreement_lines, proxies, proxy_lines
+from analysis.report.drift import environment_cells, environments
 from analysis.report.noise import noise_cells, noise_table
 from analysis.report.promotion import promotion_cells, promotion_table
 from analysis.report.words import interval
@@ -47,6 +48,7 @@ def findings(results: Path, facts: dict[str, Any], table: pd.DataFrame, curves: 
     tried: dict[str, Callable[[], Finding | None]] = {
         "Promotion": lambda: _promotion(facts, table),
         "Noise": lambda: _noise(table, baseline),
+        "Machines and libraries": lambda: _environments(results, facts),
         "Do gains stack?": lambda: _stacking(facts.get("design"), table),
         "Speed-up": lambda: _speedup(table, baseline, curves),
         "Beside the published table": lambda: _published(facts.get("published"), table, baseline),
@@ -92,6 +94,18 @@ def _noise(table: pd.DataFrame, baseline: str) -> Finding:
         "`ablate power` says how many seeds a smaller one needs."
     )
     return Finding("noise", "Noise", rows, (), headings, noise_cells(rows, baseline), note)
+
+
+def _environments(results: Path, facts: dict[str, Any]) -> Finding | None:
+    if (found := environments(results, facts)) is None:
+        return None
+    table, lines = found
+    rows, headings = environment_cells(table), (("cell", "l"), ("variant", "l"), ("pairs", ""), ("across sets", ""))
+    note = (
+        "A set: the model of the GPU or CPU, torch, its threads, and the version of the harness. A pair across sets "
+        "compares two machines or libraries as well as two variants."
+    )
+    return Finding("environments", "Machines and libraries", table, lines, headings, rows, note if rows else "")
 
 
 def _stacking(on: dict[str, dict[str, bool]] | None, table: pd.DataFrame) -> Finding | None:

@@ -15,8 +15,8 @@ from analysis.tables import by_comparable_loss
 
 
 def promotion_table(table: pd.DataFrame, facts: Mapping[str, Any]) -> tuple[pd.DataFrame, list[str]]:
-    """`analysis.promotion.promote` of every ladder: its columns, `axes`, and `at`, the FLOPs of the largest scale. And
-    a line for each ladder whose smaller scales say nothing."""
+    """`analysis.promotion.promote` of every ladder: its columns, `axes`, and `at`, the FLOPs of the largest scale; a
+    line for each ladder whose smaller scales say nothing."""
     found, lines = [pd.DataFrame()], list[str]()
     for axes, part, here, flops in ladders(by_comparable_loss(table), facts):
         try:
