@@ -81,6 +81,17 @@ def test_the_plan_is_trimmed_by_priority_and_never_a_pair_is_split(plan: Plan, l
     assert not any(name == "rope" for name, *_ in map(key, first))
 
 
+def test_a_cheap_variant_is_not_run_without_its_baseline(tmp_path: Path, token_cache: Path, ledger: Ledger) -> None:
+    """What would pay for it alone, and not for both, pays for nothing; its baseline's record pays its part."""
+    text = TINY.replace("rope: rope", "rope: {arch.d_ff: 8, priority: 5}").replace("seeds: 2", "seeds: 1")
+    plain, cheap = (plan := plan_of(text + "match: none\n", tmp_path, token_cache)).trials
+    assert cheap.row.flops * 1.01 < plain.row.flops
+    amount = f"{cheap.row.flops * 1.01} flops"
+    assert asked(plan, amount, ledger)[0] == []
+    assert asked(plan, amount, ledger, {plain.id: "finished"})[0] == [cheap]
+    assert asked(plan, f"{(plain.row.flops + cheap.row.flops) * 1.01} flops", ledger)[0] == [plain, cheap]
+
+
 def test_priorities_order_what_is_run(plan: Plan) -> None:
     """The baseline goes with the first, as all are compared with it; among equals the planner's order stands."""
     order = [ask.trial for ask in by_priority(plan, GridPlanner(plan).next({}))]
