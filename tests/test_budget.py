@@ -81,6 +81,17 @@ def test_the_plan_is_trimmed_by_priority_and_never_a_pair_is_split(plan: Plan, l
     assert not any(name == "rope" for name, *_ in map(key, first))
 
 
+def test_a_cheap_variant_is_not_run_without_its_baseline(tmp_path: Path, token_cache: Path, ledger: Ledger) -> None:
+    """What would pay for it alone, and not for both, pays for nothing; its baseline's record pays its part."""
+    text = TINY.replace("rope: rope", "rope: {arch.d_ff: 8, priority: 5}").replace("seeds: 2", "seeds: 1")
+    plain, cheap = (plan := plan_of(text + "match: none\n", tmp_path, token_cache)).trials
+    assert cheap.row.flops * 1.01 < plain.row.flops
+    amount = f"{cheap.row.flops * 1.01} flops"
+    assert asked(plan, amount, ledger)[0] == []
+    assert asked(plan, amount, ledger, {plain.id: "finished"})[0] == [cheap]
+    assert asked(plan, f"{(plain.row.flops + cheap.row.flops) * 1.01} flops", ledger)[0] == [plain, cheap]
+
+
 def test_priorities_order_what_is_run(plan: Plan) -> None:
     """The baseline goes with the first, as all are compared with it; among equals the planner's order stands."""
     order = [ask.trial for ask in by_priority(plan, GridPlanner(plan).next({}))]
@@ -142,7 +153,7 @@ def test_where_nothing_was_measured_a_few_are_trained_first(plan: Plan, ledger: 
 
 
 def test_a_stage_waits_for_what_it_begins_from(tmp_path: Path, token_cache: Path, ledger: Ledger) -> None:
-    """What the second stage takes is kept free while the first one runs: no parent is trained for nothing else."""
+    """What of the second stage does not fit is left out, and said, before the first one begins; it stays out."""
     text = TINY.replace("seeds: 2\n", "seeds: 1\n") + (
         "match: none\nstages: {first: {}, second: {from: first, train.tokens: 12800, seeds: 2}}\n"
     )
@@ -153,11 +164,11 @@ def test_a_stage_waits_for_what_it_begins_from(tmp_path: Path, token_cache: Path
     planner = Budgeted(GridPlanner(plan), Budget(amount, "flops"), ledger, lambda _: None)
     begun = [ask.trial for ask in planner.next({})]
     assert {trial.id for trial in begun} == {trial.id for trial in parents}
+    out = set(planner.left_out)
+    assert out and out < {trial.id for trial in children}
     following = planner.next({trial.id: "finished" for trial in parents})
     chosen = {ask.trial.id for ask in following}
-    assert chosen and chosen.isdisjoint(planner.left_out)
-    for trial in children:
-        assert (trial.id in chosen) != (trial.id in planner.left_out)
+    assert chosen == {trial.id for trial in children} - out and set(planner.left_out) == out
 
 
 @pytest.mark.slow
