@@ -17,7 +17,7 @@ from ablate.run.hours import duration
 from ablate.run.worker import Event
 
 SHOWN = 8  # running trials listed at once
-DRAWN_EVERY_S = 0.25  # drawing looks at every trial: not at every event
+DRAWN_EVERY_S = 0.25  # drawing takes longer than an event
 
 
 class ProgressView:
@@ -31,9 +31,12 @@ class ProgressView:
         self.ended: dict[str, str] = {}
         self.running: dict[str, Event] = {}
         self.reached: dict[str, float] = {}  # the part of each trial that is done
+        self.failed = 0
+        self._flops = _flops(trials)
+        self._flops_done = 0.0
+        self._tokens = 0  # trained in this run
         self.started = time.monotonic()
         self.trained_tokens: dict[str, int] = {}
-        self.first_tokens: dict[str, int] = {}  # where a resumed trial began
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -49,6 +52,7 @@ class ProgressView:
         """More trials than were known of."""
         self.trials = {**self.trials, **trials}
         self.total = len(self.trials)
+        self._flops = _flops(self.trials)
 
     def __enter__(self) -> ProgressView:
         if self.console.is_terminal:
@@ -66,14 +70,17 @@ class ProgressView:
         if trial_id not in self.trials:
             return
         if "tokens" in event:
-            self.first_tokens.setdefault(trial_id, event["tokens"])
+            before = self.trained_tokens.get(trial_id, event["tokens"])  # a resumed trial begins with some
+            self._tokens += event["tokens"] - before
             self.trained_tokens[trial_id] = event["tokens"]
         if event.get("steps"):  # none where a trial is measured alone
-            self.reached[trial_id] = event["step"] / event["steps"]
+            self._reach(trial_id, event["step"] / event["steps"])
         if "status" in event:
             self.running.pop(trial_id, None)
             if event["status"] != "paused":
+                self.failed += (event["status"] == "failed") - (self.ended.get(trial_id) == "failed")
                 self.ended[trial_id] = event["status"]
+                self._reach(trial_id, 1.0)
             self._say_ended(event)
         else:
             self.running[trial_id] = event
@@ -96,22 +103,20 @@ class ProgressView:
 
     def fraction(self) -> float:
         """The part of the FLOPs to be done that is done."""
-        total = done = 0.0
-        for trial_id, trial in self.trials.items():
-            total += trial.row.flops
-            done += trial.row.flops * (1.0 if trial_id in self.ended else self.reached.get(trial_id, 0.0))
-        return done / total if total else 1.0
+        return min(1.0, self._flops_done / self._flops) if self._flops else 1.0
+
+    def _reach(self, trial_id: str, part: float) -> None:
+        self._flops_done += self.trials[trial_id].row.flops * (part - self.reached.get(trial_id, 0.0))
+        self.reached[trial_id] = part
 
     def tokens_per_s(self) -> float:
-        trained = sum(n - self.first_tokens.get(trial_id, 0) for trial_id, n in self.trained_tokens.items())
-        return trained / max(1e-9, time.monotonic() - self.started)
+        return self._tokens / max(1e-9, time.monotonic() - self.started)
 
     def words(self) -> str:
         """`5 done, 2 running, 0 failed, 9 to go · 41k tokens/s · 3 min left`."""
-        failed = sum(status == "failed" for status in self.ended.values())
         to_go = self.total - len(self.ended) - len(self.running)
         parts = [
-            f"{len(self.ended) - failed} done, {len(self.running)} running, {failed} failed, {to_go} to go",
+            f"{len(self.ended) - self.failed} done, {len(self.running)} running, {self.failed} failed, {to_go} to go",
             f"{_short(self.tokens_per_s())} tokens/s",
         ]
         fraction, elapsed = self.fraction(), time.monotonic() - self.started
@@ -131,6 +136,10 @@ class ProgressView:
         if len(self.running) > SHOWN:
             table.add_row("", f"and {len(self.running) - SHOWN} more", "")
         return Group(table, self._bar)
+
+
+def _flops(trials: Mapping[str, PlannedTrial]) -> float:
+    return sum(trial.row.flops for trial in trials.values())
 
 
 def _short(value: float) -> str:
