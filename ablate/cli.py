@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ablate import commands
+from ablate import commands, commands_keeping
 from ablate.errors import UserError
 
 
@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     _study_commands(sub)
     _component_commands(sub)
     _result_commands(sub)
+    _keeping_commands(sub)
     return top
 
 
@@ -146,6 +147,15 @@ def _result_commands(sub: Any) -> None:
     ui.add_argument("--tracking-uri", metavar="URI", help="another store (default: SQLite in the results)")
 
 
+def _keeping_commands(sub: Any) -> None:
+    gc = _command(sub, "gc", "what nobody needs any more: trials of no study, leftovers, cache", commands_keeping.gc)
+    _results(gc)
+    gc.add_argument("--yes", action="store_true", help="remove it (otherwise it is listed only)")
+    gc.add_argument("--older-than", type=_days, default=0.0, metavar="DAYS", help="only what has not changed since")
+    gc.add_argument("--weights", action="store_true", help="also final weights that no stage begins from")
+    _json(gc)
+
+
 def _sample(sample: argparse.ArgumentParser) -> None:
     sample.add_argument("trial", metavar="TRIAL", help="a finished trial's id, or its beginning")
     _results(sample)
@@ -206,6 +216,16 @@ def _count(text: str) -> int:
         value = -1
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0")
+    return value
+
+
+def _days(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of days from 0")
     return value
 
 

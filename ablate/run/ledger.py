@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.errors import UserError, unknown
+from ablate.run import schema
 from ablate.run.files import append_json, read_json, read_jsonl, write_json
 
 ENDED = ("finished", "diverged", "failed", "stopped")
@@ -112,6 +113,7 @@ class Ledger:
     """All trials and studies of one results folder."""
 
     def __init__(self, root: Path):
+        schema.schema_of(root)  # one of a newer version is not touched
         self.root = root
         self.cache = root / "cache"
 
@@ -120,10 +122,12 @@ class Ledger:
 
     def trial_ids(self) -> list[str]:
         folder = self.root / "trials"
-        return sorted(each.name for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
+        found = folder.iterdir() if folder.is_dir() else ()
+        return sorted(each.name for each in found if each.is_dir() and not each.name.startswith("."))
 
     def find_trial(self, prefix: str) -> TrialFolder:
         """The trial whose id begins with `prefix`. Raises `UserError` when there is none, or more than one."""
+        schema.require_current(self.root)
         found = [each for each in self.trial_ids() if each.startswith(prefix)]
         if len(found) == 1:
             return self.trial(found[0])
@@ -142,6 +146,7 @@ class Ledger:
 
     def study(self, name: str) -> dict[str, Any]:
         """The study as `ablate run` resolved it. Raises `UserError` with the known names."""
+        schema.require_current(self.root)
         study = read_json(self.study_folder(name) / "study.json")
         if study is None:
             known = self.study_names()
@@ -152,6 +157,7 @@ class Ledger:
     @contextmanager
     def study_lock(self, name: str) -> Iterator[None]:
         """One driver a study at a time. Raises `UserError` at once when another one is at it."""
+        schema.prepare(self.root)
         folder = self.study_folder(name)
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "lock", "w") as stream:
