@@ -155,6 +155,28 @@ def _keeping_commands(sub: Any) -> None:
     gc.add_argument("--weights", action="store_true", help="also final weights that no stage begins from")
     _json(gc)
 
+    export = _command(sub, "export", "a study with its trials as one file", commands_keeping.export)
+    export.add_argument("study", metavar="STUDY")
+    _results(export)
+    export.add_argument("--out", type=Path, metavar="FILE", help="(default: STUDY.tar.gz)")
+    export.add_argument("--weights", action="store_true", help="with the final weights")
+    export.add_argument("--force", action="store_true", help="overwrite FILE whatever it holds")
+
+    take = _command(sub, "import", "add an exported study, once all of it was verified", commands_keeping.import_)
+    take.add_argument("archive", type=Path, metavar="FILE", help="what `ablate export` wrote")
+    _results(take)
+    _rename(take)
+    _json(take)
+
+    merge = _command(sub, "merge", "add what the results of another machine have", commands_keeping.merge)
+    merge.add_argument("other", type=Path, metavar="OTHER_RESULTS", help="the folder to take from; it is only read")
+    merge.add_argument(
+        "--into", type=Path, default=Path("results"), metavar="DIR", help="the results to add to (default: results)"
+    )
+    merge.add_argument("--dry-run", action="store_true", help="only say what would be added")
+    _rename(merge)
+    _json(merge)
+
 
 def _sample(sample: argparse.ArgumentParser) -> None:
     sample.add_argument("trial", metavar="TRIAL", help="a finished trial's id, or its beginning")
@@ -203,6 +225,10 @@ def _results(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="results folder (default: results)",
     )
+
+
+def _rename(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--rename", action="store_true", help="studies whose name is taken get another")
 
 
 def _json(command: argparse.ArgumentParser) -> None:

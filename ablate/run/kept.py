@@ -55,7 +55,10 @@ def studies(ledger: Ledger) -> dict[str, dict[str, Any]]:
 def is_study(tree: Any) -> bool:
     """Whether a value can be the content of a study.json: it lists trials, each with its id."""
     trials = tree.get("trials") if isinstance(tree, dict) else None
-    return isinstance(trials, list) and all(isinstance(each, dict) and is_id(each.get("id")) for each in trials)
+    return isinstance(trials, list) and all(
+        isinstance(each, dict) and is_id(each.get("id")) and (each.get("parent") is None or is_id(each["parent"]))
+        for each in trials
+    )
 
 
 def is_id(value: Any) -> bool:
@@ -66,7 +69,8 @@ def is_id(value: Any) -> bool:
 def parent_of(folder: TrialFolder) -> str | None:
     """The trial that this one begins from, by its specification."""
     tree = read_json(folder.spec)
-    return tree.get("parent") if isinstance(tree, dict) else None
+    parent = tree.get("parent") if isinstance(tree, dict) else None
+    return parent if is_id(parent) else None
 
 
 def with_parents(ids: Iterable[str], parents: dict[str, str | None]) -> set[str]:
