@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import shutil
 import tarfile
-import gzip
-import hashlib
-import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from runs import new_results, run_here, spec, train
 from test_keeping import content, killed_at
 
@@ -178,6 +180,7 @@ KILL = """
 import os, shutil, sys, time
 sys.path.insert(0, {tests!r})
 import os as system
+from collections.abc import Callable
 from pathlib import Path
 from ablate.run import files, merge
 left = [{after}]
@@ -382,7 +385,10 @@ def test_what_does_not_belong_into_an_archive(archive: Path, here: Ledger, name:
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
-        ({"schema": 2, "ablate": "9.9"}, "has schema 2, this version of ablate knows 1: it was written by ablate 9.9"),
+        (
+            {"schema": 2, "ablate": "9.9"},
+            "schema 2, this version of ablate knows 1: it was written by ablate 9.9",
+        ),
         ({"schema": None}, "does not say its schema"),
         ({"study": [1]}, "does not say its schema, study"),
         ({"study": ".."}, "only files of study '..'"),
@@ -417,7 +423,13 @@ def test_members_that_are_no_plain_files(archive: Path, here: Ledger) -> None:
     assert "its SHA-256 differs" in said(first, member(name, files[name][:-1] + b"x"), *rest[1:])
     assert "no member where" in said(first, *rest[:-1])
     assert "no member where 'MANIFEST.json' should be" in said()
-    for text in (b"{", b"[1]", b'{"files": {"a": 1}}', b'{"files": {"a": {"bytes": -1, "sha256": ""}}}', b"[" * 99999):
+    for text in (
+        b"{",
+        b"[1]",
+        b'{"files": {"a": 1}}',
+        b'{"files": {"a": {"bytes": -1, "sha256": ""}}}',
+        b"[" * 99999,
+    ):
         assert "does not say the size and the SHA-256" in said(member("MANIFEST.json", text), *rest)
 
 
@@ -462,6 +474,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path]:
     return good, folder
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_damaged_archive_changes_nothing(whole: tuple[bytes, Path], data: st.DataObject) -> None:

@@ -300,6 +300,7 @@ schema.prepare(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 5])
 def test_a_migration_that_was_killed_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
