@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ablate import commands
+from ablate import commands, commands_keeping
 from ablate.errors import UserError
 
 
@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     _study_commands(sub)
     _component_commands(sub)
     _result_commands(sub)
+    _keeping_commands(sub)
     return top
 
 
@@ -201,6 +202,37 @@ def _result_commands(sub: Any) -> None:
     ui.add_argument("--tracking-uri", metavar="URI", help="another store (default: SQLite in the results)")
 
 
+def _keeping_commands(sub: Any) -> None:
+    gc = _command(sub, "gc", "what nobody needs any more: trials of no study, leftovers, cache", commands_keeping.gc)
+    _results(gc)
+    gc.add_argument("--yes", action="store_true", help="remove it (otherwise it is listed only)")
+    gc.add_argument("--older-than", type=_days, default=0.0, metavar="DAYS", help="only what has not changed since")
+    gc.add_argument("--weights", action="store_true", help="also final weights that no stage begins from")
+    _json(gc)
+
+    export = _command(sub, "export", "a study with its trials as one file", commands_keeping.export)
+    export.add_argument("study", metavar="STUDY")
+    _results(export)
+    export.add_argument("--out", type=Path, metavar="FILE", help="(default: STUDY.tar.gz)")
+    export.add_argument("--weights", action="store_true", help="with the final weights")
+    export.add_argument("--force", action="store_true", help="overwrite FILE whatever it holds")
+
+    take = _command(sub, "import", "add an exported study, once all of it was verified", commands_keeping.import_)
+    take.add_argument("archive", type=Path, metavar="FILE", help="what `ablate export` wrote")
+    _results(take)
+    _rename(take)
+    _json(take)
+
+    merge = _command(sub, "merge", "add what the results of another machine have", commands_keeping.merge)
+    merge.add_argument("other", type=Path, metavar="OTHER_RESULTS", help="the folder to take from; it is only read")
+    merge.add_argument(
+        "--into", type=Path, default=Path("results"), metavar="DIR", help="the results to add to (default: results)"
+    )
+    merge.add_argument("--dry-run", action="store_true", help="only say what would be added")
+    _rename(merge)
+    _json(merge)
+
+
 def _sample(sample: argparse.ArgumentParser) -> None:
     sample.add_argument("trial", metavar="TRIAL", help="a finished trial's id, or its beginning")
     _results(sample)
@@ -259,6 +291,10 @@ def _models(command: argparse.ArgumentParser) -> None:
     command.add_argument("--log-models", action="store_true", help="also the weights of finished trials, to MLflow")
 
 
+def _rename(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--rename", action="store_true", help="studies whose name is taken get another")
+
+
 def _json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="machine-readable output")
 
@@ -280,6 +316,16 @@ def _hours(text: str) -> float:
         value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} must be a number of hours above 0, as 0.5")
+    return value
+
+
+def _days(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of days from 0")
     return value
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from ablate.errors import UserError, unknown
 from ablate.names import checked_name, wrong_with
+from ablate.run import schema
 from ablate.run.files import append_json, write_json
 from ablate.run.lease import Busy, Holder, Lease, held, holder
 from analysis.records import (
@@ -172,6 +173,7 @@ class Ledger:
     """All trials and studies of one results folder."""
 
     def __init__(self, root: Path):
+        schema.schema_of(root)  # one of a newer version is not touched
         self.root = root
         self.cache = root / "cache"
 
@@ -185,6 +187,7 @@ class Ledger:
 
     def find_trial(self, prefix: str) -> TrialFolder:
         """The trial whose id begins with `prefix`. Raises `UserError` when there is none, or more than one."""
+        schema.require_current(self.root)
         found = [each for each in self.trial_ids() if each.startswith(prefix)]
         if len(found) == 1:
             return self.trial(found[0])
@@ -212,6 +215,7 @@ class Ledger:
 
     def study(self, name: str) -> dict[str, Any]:
         """The study as `ablate run` resolved it. Raises `UserError` with the known names, or where it is torn."""
+        schema.require_current(self.root)
         try:
             return read_study_file(self.study_folder(name) / "study.json")
         except FileNotFoundError:
@@ -226,6 +230,7 @@ class Ledger:
     @contextmanager
     def study_lock(self, name: str) -> Iterator[None]:
         """One driver a study at a time. Raises `Busy` at once when another one is at it."""
+        schema.prepare(self.root)
         with ExitStack() as stack:
             try:
                 stack.enter_context(held(self.study_folder(name)))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from ablate.run.ledger import ENDED
 from ablate.run.trial_run import is_number, legal
 from analysis.columns import cell_name
+from analysis.records import ENDED
 
 
 @dataclass(frozen=True)
