@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import select
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 from ablate import commands, commands_keeping
 from ablate.errors import UserError
+from analysis.errors import AnalysisError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(given)
     try:
         return int(options.action(options))
-    except UserError as error:
+    except (UserError, AnalysisError) as error:
         print(f"ablate: {error}", file=sys.stderr)
         return getattr(error, "code", 2)
     except KeyboardInterrupt:
@@ -56,10 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that may not be written
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "; free some space and run the command again: nothing that ended is lost" if full else ""
+        from ablate.run.files import full_disk
+
+        hint = full_disk(error)
         print(f"ablate: {error}{hint}", file=sys.stderr)
-        return 75 if full else 2
+        return 75 if hint else 2
 
 
 def _stdout_is_closed() -> bool:

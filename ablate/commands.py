@@ -168,11 +168,13 @@ def _write_report(ledger: Ledger, study: str, console: Any, uri: str) -> None:
     """And keep it in MLflow at `uri`, where that is given."""
     from rich.markup import escape
 
+    from ablate.run.files import names
     from ablate.run.mlflow_store import shown
     from ablate.run.tracking import Mirror
     from analysis.report import write_report
 
-    report = write_report(ledger.root, study)
+    with names(ledger.study_folder(study) / "report"):
+        report = write_report(ledger.root, study)
     console.print(report.summary, markup=False, soft_wrap=True)
     console.print(f"report: {report.html}", soft_wrap=True)
     console.print(f"dashboard: ablate ui --results {ledger.root}", soft_wrap=True)

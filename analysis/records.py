@@ -147,7 +147,7 @@ def read_study_file(file: Path) -> dict[str, Any]:
                 raise BadStudy(f"{file}: not whole: {key}.{number} is {_short(each)}")
             _check(each, kinds, file, f"{key}.{number}.")
     for trial in study["trials"]:
-        if Path(trial["id"]).name != trial["id"] or "\0" in trial["id"]:
+        if Path(trial["id"]).name != trial["id"] or trial["id"] in ("", "..") or "\0" in trial["id"]:
             raise BadStudy(f"{file}: {_short(trial['id'])} is no trial's id")
     return study
 

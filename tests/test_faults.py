@@ -8,16 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fabricate
+import numpy as np
 import pytest
 import torch
-from runs import events, job, new_results, spec, train
+from runs import events, job, new_results, run_here, spec, train
 
 from ablate.errors import UserError
+from ablate.run.files import append_json
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.train import checkpoint
 from ablate.train import trial as trial_module
 from ablate.train.start import load_weights
 from ablate.train.trial import run_trial
+from analysis.records import read_lines
+from analysis.table import study_table
 
 Damage = Callable[[bytes], bytes]
 DAMAGES: dict[str, Damage] = {
@@ -142,3 +147,106 @@ def test_a_stage_does_not_begin_from_damaged_weights(damage: str, ledger: Ledger
     record = folder.record()
     assert record is not None and record["status"] == "failed" and str(parent.weights) in record["error"]
     assert record["traceback"] is None and json.loads(folder.spec.read_text())["parent"] == whole.id
+
+
+# ---- records
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A made-up study, and the ids of its trials."""
+    labels = fabricate.study(tmp_path, lambda label: 2.0 + 0.1 * label["seed"])
+    return tmp_path, [each["id"] for each in labels]
+
+
+def _with(**changes: Any) -> Damage:
+    return lambda content: json.dumps(json.loads(content) | changes).encode()
+
+
+BAD_RECORDS: dict[str, Damage] = {
+    **{name: DAMAGES[name] for name in ("cut off", "zeros", "empty", "without its last byte")},
+    "a list": lambda content: b"[1]",
+    "deep": lambda content: b"[" * 100_000,
+    "of another trial": _with(id="ffffffffffff"),
+    "no status": _with(status=None),
+    "another status": _with(status="running"),
+    "no metrics": _with(metrics=[1.5]),
+    "a loss in words": _with(metrics={"loss": "low"}),
+    "an infinite loss": lambda content: content.replace(b'"loss": 2', b'"loss": 1e9992', 1),
+    "a number beyond floats": _with(tokens=10**400),
+    "NaN": lambda content: content.replace(b'"loss": 2', b'"loss": NaN, "x": 2', 1),
+    "tokens in words": _with(tokens="many"),
+    "no specification": _with(spec="lost"),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_RECORDS)
+def test_a_record_that_cannot_be_read_is_named_and_the_rest_is_read(
+    damage: str, made: tuple[Path, list[str]]
+) -> None:
+    root, (bad, *others) = made
+    file = root / "trials" / bad / "record.json"
+    changed = BAD_RECORDS[damage](file.read_bytes())
+    assert changed != file.read_bytes()
+    file.write_bytes(changed)
+    code, said = run_here("status", "made", "--results", root, "--json")
+    trials = {each["id"]: each for each in json.loads(said)["trials"]}
+    assert code == 0 and {trials[each]["status"] for each in others} == {"finished"}
+    assert trials[bad]["status"] == "unreadable" and trials[bad]["loss"] is None
+    assert f"trials/{bad}/record.json is not whole" in trials[bad]["error"]
+    code, said = run_here("status", "made", "--results", root)
+    assert code == 0 and "1 unreadable" in said and f"{bad}  unreadable" in said
+    code, said = run_here("why", bad, "--results", root)
+    assert code == 0 and "its record cannot be read" in said
+    table = study_table(root, "made").set_index("trial_id")
+    assert table.loc[bad, "status"] == "pending" and set(table.loc[others, "status"]) == {"finished"}
+    assert np.isnan(table.loc[bad, "loss"]) and f"trials/{bad}/record.json is not whole" in table.loc[bad, "error"]
+
+
+def test_a_record_that_cannot_be_read_is_set_aside_and_made_again(ledger: Ledger, whole: TrialFolder) -> None:
+    folder = train(ledger, spec())
+    file = folder.folder / "record.json"
+    torn = file.read_bytes()[:-40]
+    file.write_bytes(torn)
+    assert folder.status() == "unreadable"
+    train(ledger, spec())
+    assert_ends_as(folder, whole)
+    assert (folder.folder / "record.bad.json").read_bytes() == torn
+
+
+# ---- lines
+
+
+def test_a_torn_last_line_is_left_out_and_the_next_one_is_whole(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    rows = [{"time": 1.0, "text": "é"}, {"time": 2.5}]
+    for row in rows:
+        append_json(file, row)
+    line = file.read_bytes().splitlines(keepends=True)[-1]
+    for at in range(1, len(line)):
+        file.write_bytes(file.read_bytes()[: -len(line)] + line[:at])
+        assert read_lines(file) == rows[:1]
+        append_json(file, rows[1])
+        assert read_lines(file)[-1] == rows[1] and rows[0] in read_lines(file)
+        file.unlink()
+        for row in rows:
+            append_json(file, row)
+
+
+def test_a_line_that_does_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full in the middle of it."""
+    import resource
+    import signal
+
+    file = tmp_path / "log.jsonl"
+    append_json(file, {"time": 1})
+    before, (soft, hard) = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))
+        with pytest.raises(OSError, match="File too large"):
+            append_json(file, {"time": 2, "text": "long" * 20})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert file.read_bytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_whole(file: Path, write: Callable[[Path], None], check: Callable[[], None] | None = None) -> None:
@@ -21,14 +24,40 @@ def write_whole(file: Path, write: Callable[[Path], None], check: Callable[[], N
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.part")  # machines can have equal process ids
     try:
-        write(part)
-        _sync(part)
+        with names(file):
+            write(part)
+            _sync(part)
         if check is not None:
             check()
         os.replace(part, file)
         _sync(file.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def names(path: Path) -> Iterator[None]:
+    """An `OSError` in here names this path where it names none: the system says which file only when it opens one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def full_disk(error: OSError) -> str:
+    """What to do about a full disk, with the space that is left; empty where the error is another one."""
+    if error.errno not in FULL:
+        return ""
+    place = Path(error.filename or ".")
+    while not place.exists():
+        place = place.parent
+    left = os.statvfs(place)
+    free = left.f_bavail * left.f_frsize / 1e6
+    return (
+        f"; the disk has {free:,.1f} MB free: free some space and run the command again, nothing that ended is lost"
+    )
 
 
 @contextmanager
@@ -62,8 +91,9 @@ def append_json(file: Path, row: dict[str, Any]) -> None:
             line = line if stream.read(1) == b"\n" else b"\n" + line
         try:
             written = 0
-            while written < len(line):
-                written += stream.write(line[written:]) or 0
+            with names(file):
+                while written < len(line):
+                    written += stream.write(line[written:]) or 0
         except OSError:
             stream.truncate(size)
             raise

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO
 
 from ablate.errors import UserError
+from ablate.run.files import names
 
 RENEW_S = 15.0  # a holder touches its lease this often
 STALE_S = 120.0  # one that was not touched for so long is nobody's
@@ -83,7 +84,8 @@ class Lease:
         """Write its file. Raises `FileExistsError` where another one came first."""
         handle = os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         try:
-            os.write(handle, json.dumps(asdict(self.me)).encode())
+            with names(self.file):
+                os.write(handle, json.dumps(asdict(self.me)).encode())
         except OSError:
             self.file.unlink(missing_ok=True)
             raise

@@ -19,11 +19,12 @@ import torch
 
 from ablate.errors import UserError
 from ablate.run.cores import allowed, pin
+from ablate.run.files import full_disk
 from ablate.run.lease import Busy
 from ablate.train.trial import Job, run_trial
 
 Event = dict[str, Any]
-FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def work(job: Job) -> Generator[Event, None, None]:
@@ -37,9 +38,9 @@ def work(job: Job) -> Generator[Event, None, None]:
     except UserError as error:
         yield {"id": job.trial_id, "fatal": str(error), "code": 2}
     except OSError as error:
-        full = error.errno in FULL
-        hint = ": the disk is full; free some space and run the command again" if full else ""
-        yield {"id": job.trial_id, "fatal": f"trial {job.trial_id}: {error}{hint}", "code": 75 if full else 1}
+        hint = full_disk(error)
+        code = 75 if hint else 2 if error.errno in REFUSED else 1
+        yield {"id": job.trial_id, "fatal": f"trial {job.trial_id}: {error}{hint}", "code": code}
     finally:
         with contextlib.suppress(OSError, Busy):  # asked to stop, on a full disk: the checkpoint before stands
             trial.close()

@@ -41,15 +41,15 @@ def save(file: Path, state: State, check: Callable[[], None] | None = None) -> N
     def write(part: Path) -> None:
         with open(part, "wb") as stream:  # an open file, because torch's own writer does not say why it failed
             hashed = _Hashed(stream)
-            torch.save(state, hashed)  # type: ignore[arg-type]
+            try:
+                torch.save(state, hashed)  # type: ignore[arg-type]
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
             stream.write(MARK + hashed.hash.hexdigest().encode() + b"\n")
 
-    try:
-        write_whole(file, write, check)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+    write_whole(file, write, check)
 
 
 def load(file: Path) -> State | None:
