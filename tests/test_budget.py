@@ -106,16 +106,16 @@ def test_hours_are_flops_over_the_rate_of_trials_alike(plan: Plan, ledger: Ledge
     planner = Budgeted(GridPlanner(plan), Budget(1.0, "cpu-h"), ledger, lambda _: None)
     assert planner.cost(rope) is None
     measured(ledger, plain, rate=1e6)
-    planner.rates.refresh()
+    planner.speeds.refresh()
     assert planner.cost(rope) == pytest.approx(rope.row.flops / 1e6 / 3600)
     other = next(trial for trial in plan.trials if key(trial) == ("rope", "a", 1))
     measured(ledger, other, rate=5e6)
-    planner.rates.refresh()
+    planner.speeds.refresh()
     assert planner.cost(rope) == pytest.approx(rope.row.flops / 5e6 / 3600)
     assert planner.cost(plain) == pytest.approx(plain.row.flops / 1e6 / 3600)
     gpu = next(trial for trial in plan.trials if key(trial) == ("alibi", "b", 1))
     measured(ledger, gpu, rate=9e9, device="cuda")
-    planner.rates.refresh()
+    planner.speeds.refresh()
     assert planner.cost(gpu) == pytest.approx(gpu.row.flops / 3e6 / 3600)
 
 

@@ -18,7 +18,7 @@ from ablate.rows import Plan, PlannedTrial
 from ablate.run.ledger import Ledger
 from ablate.run.limits import attempts_s
 from ablate.run.planner import Ask, GridPlanner, Planner
-from ablate.run.rates import Rates
+from ablate.run.speeds import Speeds
 
 UNITS = ("gpu-h", "cpu-h", "flops")
 FORM = re.compile(r"\s*([0-9][0-9.eE+_-]*)\s*([A-Za-z-]+)\s*")
@@ -66,7 +66,7 @@ class Budgeted:
 
     def __init__(self, planner: Planner, budget: Budget, ledger: Ledger, say: Callable[[str], None]):
         self.planner, self.budget, self.ledger, self.say = planner, budget, ledger, say
-        self.rates = Rates(ledger)
+        self.speeds = Speeds(ledger)
         self.left_out: dict[str, PlannedTrial] = {}
         self._waiting: list[Ask] = []  # until what they cost is measured
         self._index([])
@@ -90,7 +90,7 @@ class Budgeted:
         if not asks:
             return []
         self._index(asks)
-        self.rates.refresh()
+        self.speeds.refresh()
         everything = isinstance(self.planner, GridPlanner)  # which asks for all of its plan sooner or later
         open_ = [trial for trial in self.plan.trials if trial.id not in done and trial.id not in self.left_out]
         asked = [trial for trial in open_ if trial.id in self._asks]
@@ -179,8 +179,8 @@ class Budgeted:
         rest = trial.row.flops * max(0.0, goal - self._reached(trial))
         if self.budget.unit == "flops":
             return rest
-        rate = self.rates.of(trial)
-        return None if rate is None else rest / rate / 3600 * self._devices(trial)
+        speed = self.speeds.of(trial)
+        return None if speed is None else rest / speed / 3600 * self._devices(trial)
 
     def spent(self) -> float:
         """What the attempts that this study made have taken."""

@@ -75,6 +75,10 @@ def merge(other: Ledger, into: Ledger, dry_run: bool = False, rename: bool = Fal
             _copy(other.trial(trial_id).weights, into.trial(trial_id).weights)
         for name, target in planned.studies.items():
             _unite_study(other.study_folder(name), into.study_folder(target))
+        for theirs in sorted(other.root.glob("drift/*/*.json")):  # what trials come to on the other machine
+            mine = into.root / theirs.relative_to(other.root)
+            if not mine.exists():
+                _copy(theirs, mine)
     return planned
 
 

@@ -31,12 +31,12 @@ class Deck:
     It is not restarted: it would not know what is under way. It ends with its driver.
     """
 
-    def __init__(self, jobs: dict[str, list[Job]], surroundings: Surroundings):
+    def __init__(self, jobs: dict[str, list[Job]], surroundings: Surroundings, home: Any):
         self.waiting = {kind: deque(each) for kind, each in jobs.items()}
         self.seen: dict[str, set[str]] = {kind: set() for kind in jobs}
         self.held: dict[str, tuple[str, Job]] = {}
         self.deaths = Deaths()
-        self.surroundings = surroundings
+        self.surroundings, self.home = surroundings, home
 
     def about(self) -> Surroundings:
         return self.surroundings
@@ -48,6 +48,7 @@ class Deck:
         self.seen[kind].add(lane)
         if lane in self.held:
             _, held = self.held.pop(lane)
+            ray.get(self.home.release.remote(held.trial_id))  # it was held for the lane that is dead
             event = self.deaths.count(held, how)
             if event is None:
                 self.waiting[kind].appendleft(held)

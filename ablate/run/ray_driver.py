@@ -167,8 +167,8 @@ def _train(orders: dict[str, Any], found: set[str]) -> None:
     jobs = {kind: [Job(**job) for job in each] for kind, each in orders["jobs"].items()}
     about = Surroundings(orders["marker"], orders["token"], orders["store"], orders["plugins"])
     here = on_this_node()
-    deck = Deck.options(name=f"{run}-deck", scheduling_strategy=here).remote(jobs, about)  # type: ignore[attr-defined]
     home = Home.options(name=f"{run}-home", scheduling_strategy=here).remote(orders["results"])  # type: ignore[attr-defined]
+    deck = Deck.options(name=f"{run}-deck", scheduling_strategy=here).remote(jobs, about, home)  # type: ignore[attr-defined]
     ray.get([deck.lanes.remote(), home.names.remote("")])  # they run
     if orders["address"]:
         threading.Thread(target=_watch, args=(deck, orders["kinds"], found), daemon=True).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import ray
 
 from ablate import registry
 from ablate.errors import UserError
-from ablate.run.ledger import Ledger
+from ablate.run.lease import Busy
+from ablate.run.ledger import Ledger, TrialFolder
 from ablate.train.trial import Job, read_spec
 
 CHUNK = 16 * 2**20  # bytes a message
@@ -27,11 +29,26 @@ class Home:
     def __init__(self, results: str):
         self.root = Path(results)
         self.leases: dict[str, int] = {}
+        self.held: dict[str, tuple[TrialFolder, ExitStack]] = {}
         self.caches: dict[Any, list[str]] = {}
 
-    def lease(self, trial_id: str) -> int:
+    def lease(self, trial_id: str) -> tuple[int, str]:
+        """Deal a trial: a number for its writer, which outdates those before. The trial is held in the ledger until
+        `release`; where another run holds it, who does."""
+        if trial_id not in self.held:
+            folder, stack = Ledger(self.root).trial(trial_id), ExitStack()
+            try:
+                stack.enter_context(folder.locked())
+            except Busy as busy:
+                return 0, str(busy.who or "another process")
+            self.held[trial_id] = folder, stack
         self.leases[trial_id] = self.leases.get(trial_id, 0) + 1
-        return self.leases[trial_id]
+        return self.leases[trial_id], ""
+
+    def release(self, trial_id: str) -> None:
+        """Let go of a trial, if it is held."""
+        if trial_id in self.held:
+            self.held.pop(trial_id)[1].close()
 
     def read(self, path: str, offset: int) -> bytes | None:
         """Up to a message's length of a file; None where it is not there."""
@@ -82,6 +99,8 @@ class Home:
         trials, trial_id, name = Path(path).parts
         if trials != "trials" or lease != self.leases.get(trial_id):
             raise Outdated(f"{path}: another worker has this trial")
+        if trial_id in self.held:
+            self.held[trial_id][0].check_held()
         return self.root / trials / trial_id / name
 
 
@@ -92,8 +111,13 @@ class HomeStore:
         self.home, self.lease = home, 0
 
     def take(self, trial_id: str) -> None:
-        """From now on this worker is the one that writes the trial's files."""
-        self.lease = ray.get(self.home.lease.remote(trial_id))
+        """From now on this worker is the one that writes the trial's files. Raises `Busy`."""
+        self.lease, who = ray.get(self.home.lease.remote(trial_id))
+        if who:
+            raise Busy(who, None)
+
+    def release(self, trial_id: str) -> None:
+        ray.get(self.home.release.remote(trial_id))
 
     def fetch(self, path: str, to: Path) -> bool:
         to.parent.mkdir(parents=True, exist_ok=True)

@@ -23,13 +23,14 @@ import ray
 from ray import tune
 
 from ablate.errors import UserError
-from ablate.run.files import read_json
+from ablate.run.files import full_disk, read_json
+from ablate.run.lease import Busy
 from ablate.run.limits import Limit
 from ablate.run.process import Worker
 from ablate.run.ray_deck import Surroundings
 from ablate.run.ray_home import HomeStore
 from ablate.run.store import Courier, FileStore, fetch_folder, write_plugins
-from ablate.run.worker import FULL, Event
+from ablate.run.worker import Event
 from ablate.train.trial import Job
 
 STOP_PATIENCE_S = 10.0
@@ -72,7 +73,7 @@ class Abroad:
         self.courier = Courier(store, self.results, self.origin)
 
     def receive(self, job: Job) -> Job:
-        """Fetch what a trial needs; the job as it is here."""
+        """Fetch what a trial needs; the job as it is here. Raises `Busy`."""
         self.origin.take(job.trial_id)
         for folder in ray.get(self.home.cache_folders.remote(job)):
             fetch_folder(self.origin, folder, self.results)
@@ -80,6 +81,11 @@ class Abroad:
         if spec["parent"] is not None:
             self.courier.fetch_weights(spec["parent"])
         return replace(job, results=str(self.results))
+
+    def end(self, trial_id: str) -> None:
+        """Bring home a trial that has ended, and let others have it."""
+        self.courier.end()
+        self.origin.release(trial_id)
 
 
 class Lane(tune.Trainable):
@@ -112,8 +118,8 @@ class Lane(tune.Trainable):
         except UserError as error:
             return self._fatal(str(error), 2)
         except OSError as error:
-            full = error.errno in FULL
-            return self._fatal(f"on node {os.uname().nodename}: {error}", 75 if full else 1)
+            hint = full_disk(error)
+            return self._fatal(f"on node {os.uname().nodename}: {error}{hint}", 75 if hint else 1)
 
     @staticmethod
     def _fatal(problem: str, code: int) -> dict[str, Any]:
@@ -137,11 +143,10 @@ class Lane(tune.Trainable):
                 self._lost(passed)
                 continue
             if "idle" in event:
-                ray.get(self.deck.done.remote(self.lane))
-                self.holds = False
+                self._let_go()
             elif event.keys() & {"status", "fatal", "busy"}:
                 if self.abroad is not None and "status" in event:
-                    self.abroad.courier.end()
+                    self.abroad.end(event["id"])
                 passed.append(event)
                 latest = None
             else:
@@ -161,10 +166,15 @@ class Lane(tune.Trainable):
         if job is not None:
             self.worker = self.worker or Worker()
             plugins = write_plugins(self.about.plugins, job.plugins, node_folder())
-            here = job if self.abroad is None else self.abroad.receive(job)
+            try:
+                here = job if self.abroad is None else self.abroad.receive(job)
+            except Busy as busy:
+                passed.append({"id": job.trial_id, "busy": str(busy)})
+                self._let_go()
+                return True
             self.limit = Limit(here)
             self._send(replace(here, device=self.device, plugins=plugins))
-        return self.holds
+        return job is not None
 
     def _send(self, job: Job) -> None:
         assert self.worker is not None
@@ -188,6 +198,9 @@ class Lane(tune.Trainable):
         if not self.limit.enforced:
             self._take(passed, how=how)
             return
+        self._let_go()
+
+    def _let_go(self) -> None:
         ray.get(self.deck.done.remote(self.lane))
         self.holds = False
 

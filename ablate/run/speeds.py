@@ -16,13 +16,13 @@ from ablate.spec import digest, to_tree
 Kind = tuple[str, str | None, str | None]  # of device, its name, digest of an architecture; None where any will do
 
 
-class Rates:
+class Speeds:
     """Executed training FLOPs a second of wall time, of the finished trials of a ledger as of the last `refresh`."""
 
     def __init__(self, ledger: Ledger):
         self.ledger = ledger
         self._read: set[str] = set()
-        self._rates: dict[Kind, list[float]] = {}
+        self._speeds: dict[Kind, list[float]] = {}
 
     def refresh(self) -> None:
         """Read the records that are not known. They do not change."""
@@ -39,8 +39,8 @@ class Rates:
         device = "cuda" if default_gpus(trial.spec) else "cpu"
         name, arch = _name(device), digest(to_tree(trial.spec.arch))
         for kind in ((device, name, arch), (device, name, None), (device, None, arch), (device, None, None)):
-            if kind in self._rates:
-                return statistics.median(self._rates[kind])
+            if kind in self._speeds:
+                return statistics.median(self._speeds[kind])
         return None
 
     def _enter(self, record: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class Rates:
         device, arch = where.get("device", ""), digest(record["spec"]["arch"])
         name = where.get("gpu") or where.get("cpu") or ""
         for kind in ((device, name, arch), (device, name, None), (device, None, arch), (device, None, None)):
-            self._rates.setdefault(kind, []).append(record["train_flops"] / record["wall_s"])
+            self._speeds.setdefault(kind, []).append(record["train_flops"] / record["wall_s"])
 
 
 def _name(device: str) -> str:
