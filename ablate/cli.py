@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ablate import commands, commands_keeping
+from ablate import commands, commands_keeping, commands_study
 from ablate.errors import UserError
 from analysis.errors import AnalysisError
 
@@ -71,7 +71,7 @@ def _stdout_is_closed() -> bool:
 
 
 def _study_commands(sub: Any) -> None:
-    run = _command(sub, "run", "train what is missing of a grid, then report", commands.run)
+    run = _command(sub, "run", "train what is missing of a grid, then report", commands_study.run)
     _grid(run)
     _results(run)
     run.add_argument(
@@ -115,15 +115,21 @@ def _study_commands(sub: Any) -> None:
         help="let trials share a GPU as far as its memory goes, N at most (default: 8); several run slower each",
     )
 
-    pause = _command(sub, "pause", "stop a running study, here or on another host; `resume` goes on", commands.pause)
+    pause = _command(
+        sub, "pause", "stop a running study, here or on another host; `resume` goes on", commands_study.pause
+    )
     pause.add_argument("study", metavar="STUDY")
     _results(pause)
 
-    resume = _command(sub, "resume", "go on with a study: its grid and options as they were kept", commands.resume)
+    resume = _command(
+        sub, "resume", "go on with a study: its grid and options as they were kept", commands_study.resume
+    )
     resume.add_argument("study", metavar="STUDY")
     _results(resume)
 
-    plan = _command(sub, "plan", "trials, parameters, FLOPs, match residuals of a grid; runs nothing", commands.plan)
+    plan = _command(
+        sub, "plan", "trials, parameters, FLOPs, match residuals of a grid; runs nothing", commands_study.plan
+    )
     _grid(plan)
     _results(plan)
     plan.add_argument("--probe", action="store_true", help="measure a few real steps of every row: hours, memory")
@@ -132,25 +138,27 @@ def _study_commands(sub: Any) -> None:
     _rates(plan)
     _json(plan)
 
-    status = _command(sub, "status", "done, running, failed, to go; hours estimated and taken", commands.status)
+    status = _command(sub, "status", "done, running, failed, to go; hours estimated and taken", commands_study.status)
     status.add_argument("study", metavar="STUDY")
     _results(status)
     _rates(status)
     _json(status)
 
-    report = _command(sub, "report", "tables, fits and figures of a study: HTML, Markdown, CSV", commands.report)
+    report = _command(
+        sub, "report", "tables, fits and figures of a study: HTML, Markdown, CSV", commands_study.report
+    )
     report.add_argument("study", metavar="STUDY")
     _results(report)
     report.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store that has the study, as of run")
 
-    power = _command(sub, "power", "how many seeds a difference needs, by the noise of a study", commands.power)
+    power = _command(sub, "power", "how many seeds a difference needs, by the noise of a study", commands_study.power)
     power.add_argument("study", metavar="STUDY")
     power.add_argument("--delta", type=float, required=True, metavar="D", help="the difference to be shown")
     power.add_argument("--power", type=float, default=0.8, metavar="P", help="with this probability (default: 0.8)")
     _results(power)
     _json(power)
 
-    verify = _command(sub, "verify", "recompute every number of a report from the ledger", commands.verify)
+    verify = _command(sub, "verify", "recompute every number of a report from the ledger", commands_study.verify)
     verify.add_argument("report", metavar="REPORT", type=Path, help="report.html, its folder, or a study's name")
     _results(verify)
     _json(verify)

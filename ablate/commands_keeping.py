@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ablate.commands import print_json
 from ablate.errors import UserError, plural
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def gc(options: Namespace) -> int:
     if options.yes:
         found = Remover(ledger).remove(found)
     if options.json:
-        _print_json({"removed": options.yes, "kinds": found.by_kind(), **_garbage_json(found)})
+        print_json({"removed": options.yes, "kinds": found.by_kind(), **_garbage_json(found)})
     else:
         _print_garbage(found, options.yes)
     return 0
@@ -86,7 +86,7 @@ def import_(options: Namespace) -> int:
 
     done = import_archive(options.archive, options.results, options.rename)
     if options.json:
-        _print_json({"study": done.study, **asdict(done.merged), "unchecked": done.unchecked})
+        print_json({"study": done.study, **asdict(done.merged), "unchecked": done.unchecked})
     else:
         _print_merge(done.merged, "")
         for trial_id, why in done.unchecked.items():
@@ -102,7 +102,7 @@ def merge(options: Namespace) -> int:
     _require_results(options.other)
     done = unite(Ledger(options.other), Ledger(options.into), options.dry_run, options.rename)
     if options.json:
-        _print_json({"merged": not options.dry_run, **asdict(done)})
+        print_json({"merged": not options.dry_run, **asdict(done)})
     else:
         _print_merge(done, "would be " if options.dry_run else "")
     return 1 if done.conflicts else 0
@@ -139,7 +139,3 @@ def _words(facts: dict[str, Any]) -> str:
 def _require_results(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"no results folder {folder}: --results names one")
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ablate.errors import UserError
-from ablate.run.files import read_json
 from ablate.run.lease import Busy
 from ablate.run.ledger import Ledger, TrialFolder
+from ablate.run.outcome import without_result
 from ablate.run.worker import Event
 from ablate.spec import Resources
 from ablate.train.trial import Job
@@ -58,30 +57,10 @@ def give_up(folder: TrialFolder, reason: str, status: str = "failed") -> Event:
     try:
         with folder.locked():
             if (record := folder.record()) is None:
-                record = _given_up(folder, reason, status)
+                record = without_result(folder, status, reason)
                 folder.commit(record)
                 folder.note("end", status=status)
     except Busy as busy:
         return {"id": folder.id, "busy": str(busy.who or "another process")}
     loss, error = record["metrics"]["loss"], record.get("error")
     return {"id": folder.id, "status": record["status"], "loss": loss, "error": error}
-
-
-def _given_up(folder: TrialFolder, reason: str, status: str) -> dict[str, Any]:
-    return {
-        "id": folder.id,
-        "group_id": None,
-        "status": status,
-        "error": reason,
-        "traceback": None,
-        "spec": read_json(folder.spec) or {},
-        "metrics": {"loss": None, "last_loss": None},
-        "params_total": None,
-        "flops_per_token": None,
-        "train_flops": None,
-        "tokens": None,
-        "tokens_per_s": None,
-        "wall_s": None,
-        "environment": None,
-        "ended": time.time(),
-    }

@@ -15,7 +15,14 @@ from ablate.run.files import read_json
 from ablate.run.ledger import Ledger, TrialFolder
 
 TRIAL_ID = re.compile(r"[0-9a-f]{12}")
-RESULT_FILES = ("spec.json", "metrics.jsonl", "attempts.jsonl", "weights.pt", "record.json")  # of a trial that ended
+RESULT_FILES = (
+    "spec.json",
+    "identity.json",
+    "metrics.jsonl",
+    "attempts.jsonl",
+    "weights.pt",
+    "record.json",
+)  # of a trial that ended
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.1.pt")  # the state to go on from
 OF_THIS_MACHINE = ("published.json", "ray.log")  # in a study's folder: what MLflow here has, what Ray here said
 

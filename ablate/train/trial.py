@@ -26,6 +26,7 @@ from ablate.run.environment import environment, peak_memory_bytes
 from ablate.run.files import read_json, write_json
 from ablate.run.lease import Busy
 from ablate.run.ledger import Ledger, TrialFolder
+from ablate.run.outcome import final_metrics, without_result
 from ablate.spec import TrialSpec, canonical, parse, to_tree
 from ablate.train import checkpoint
 from ablate.train.fitted import new_run
@@ -357,27 +358,6 @@ class Trial:
         return {name: {"initial": self.seen_at_first[name], "final": final[name]} for name in final}
 
 
-def final_metrics(folder: TrialFolder, status: str) -> dict[str, Any]:
-    """The last evaluation: what was measured on validation data (on test data where the task has no other), and on
-    the other splits as `test_loss`, `train_accuracy` and so on.
-
-    A trial that did not finish has no final loss; what it last reached is `last_loss`.
-    """
-    last: dict[str, dict[str, Any]] = {row["split"]: row for row in folder.rows()}
-    main = "valid" if "valid" in last else "test"
-    if status != "finished":
-        return {"loss": None, "last_loss": last.get(main, {}).get("loss")}
-    metrics: dict[str, Any] = {}
-    for split in (main, *(each for each in last if each not in (main, "batch"))):
-        prefix = "" if split == main else f"{split}_"
-        metrics |= {
-            prefix + key: value for key, value in last[split].items() if key not in ("step", "tokens", "split")
-        }
-    if "train_loss" in metrics:
-        metrics["generalisation_gap"] = metrics["loss"] - metrics["train_loss"]
-    return metrics
-
-
 def _is_the_machines(error: BaseException, job: Job) -> bool:
     """Whether the machine or the results folder is at fault, and not a file or a service that the trial asked for."""
     if not isinstance(error, OSError):
@@ -387,23 +367,14 @@ def _is_the_machines(error: BaseException, job: Job) -> bool:
 
 def _failure(job: Job, folder: TrialFolder, error: BaseException, wall_s: float) -> dict[str, Any]:
     kind = OUT_OF_MEMORY if out_of_memory(error) else type(error).__name__
-    return {
-        "id": job.trial_id,
-        "group_id": None,
-        "status": "failed",
-        "error": f"{kind}: {error}" if str(error) else kind,
-        "traceback": None if isinstance(error, UserError) else "".join(traceback.format_exception(error)),
-        "spec": read_json(folder.spec) or {},
-        "metrics": final_metrics(folder, "failed"),
-        "params_total": None,
-        "flops_per_token": None,
-        "train_flops": None,
-        "tokens": None,
-        "tokens_per_s": None,
-        "wall_s": wall_s,
-        "environment": environment(torch.device(job.device)),
-        "ended": time.time(),
-    }
+    return without_result(
+        folder,
+        "failed",
+        f"{kind}: {error}" if str(error) else kind,
+        traceback=None if isinstance(error, UserError) else "".join(traceback.format_exception(error)),
+        wall_s=wall_s,
+        environment=environment(torch.device(job.device)),
+    )
 
 
 def plan_trial(ledger: Ledger, spec: TrialSpec) -> TrialFolder:
