@@ -149,8 +149,9 @@ def _init(orders: dict[str, Any]) -> dict[str, Any]:
 
 
 def imported_here() -> tuple[str, str, str]:
-    """The host, its version of this package with a hash of its code, and what keeps it from being imported. Ray carries
-    this function by its code, since this module is a script: it needs nothing of the package."""
+    """The host, its version of this package with a hash of its code, and what keeps it from being imported.
+
+    Ray carries this function by its code, since this module is a script: it needs nothing of the package."""
     import hashlib
     import os
     from pathlib import Path
@@ -197,12 +198,8 @@ def _watch(deck: Any, kinds: dict[str, Any], known: set[str]) -> None:
         except Exception as error:  # whatever becomes of a cluster that is ending, it is the end of this run
             if ended.is_set():
                 return
-            say(
-                {
-                    "fatal": f"the Ray cluster is gone: {str(error).splitlines()[0]}; run the command again to go on",
-                    "code": 1,
-                }
-            )
+            gone = f"the Ray cluster is gone: {str(error).splitlines()[0]}"
+            say({"fatal": f"{gone}; run the command again to go on", "code": 1})
             return
         known = set(found)
         missing = refusal(left, found.values())
