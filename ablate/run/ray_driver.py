@@ -198,7 +198,7 @@ def _watch(deck: Any, kinds: dict[str, Any], known: set[str]) -> None:
         except Exception as error:  # whatever becomes of a cluster that is ending, it is the end of this run
             if ended.is_set():
                 return
-            gone = f"the Ray cluster is gone: {str(error).splitlines()[0]}"
+            gone = f"the Ray cluster is gone: {(str(error) or repr(error)).splitlines()[0]}"
             say({"fatal": f"{gone}; run the command again to go on", "code": 1})
             return
         known = set(found)
