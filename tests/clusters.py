@@ -88,9 +88,11 @@ class RayCluster:
     def add(self, cpus: int = 1, **resources: float) -> Node:
         return self._start(f"--address={self.address}", *_sizes(cpus, resources))
 
-    def add_bare(self, cpus: int = 1, **resources: float) -> Node:
-        """A node that has Ray and torch, and not this package."""
-        return self._start(f"--address={self.address}", *_sizes(cpus, resources), PYTHONPATH="")
+    def add_bare(self, place: Path, cpus: int = 1, **resources: float) -> Node:
+        """A node that has Ray and torch, and not this package, wherever else it is installed."""
+        (place / "ablate").mkdir(parents=True)
+        (place / "ablate" / "__init__.py").write_text("raise ImportError('not on this node')\n")
+        return self._start(f"--address={self.address}", *_sizes(cpus, resources), PYTHONPATH=str(place))
 
     def add_without(self, folder: Path, place: Path, cpus: int = 1, **resources: float) -> Node:
         """A node that sees nothing in `folder`, and has `place` for its temporary files. Needs root."""

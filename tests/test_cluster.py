@@ -254,12 +254,14 @@ def test_code_that_a_node_lacks(ledger: Ledger, undisturbed_tiny: Ledger, write:
     """The node is named; with --ship it gets the code."""
     grid = write(TINY.replace("base:\n", "base:\n  resources: {custom: {bare: 1}}\n"))
     with RayCluster(tmp_path) as cluster:
-        bare = cluster.add_bare(bare=1)
+        bare = cluster.add_bare(tmp_path / "bare", bare=1)
         wait_for(lambda: bare.processes("raylet/raylet") and cluster.count() == 2, "two nodes")
         run = command(ledger, grid, cluster)
         with Command(tmp_path, *run) as driver:
             assert driver.wait() == 2, driver.output()
-            assert "cannot import ablate: No module named 'ablate'; install it there, or --ship" in driver.output()
+            assert (
+                "cannot import ablate (ImportError: not on this node): install it there, or --ship" in driver.output()
+            )
         with Command(tmp_path, *run, "--ship") as driver:
             assert driver.wait() == 0, driver.output() + log_of(ledger, "tiny").read_text()[-3000:]
         assert_as_undisturbed(ledger, undisturbed_tiny)

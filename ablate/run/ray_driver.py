@@ -119,7 +119,7 @@ def main() -> None:
         found = nodes()
         problem = refusal(kinds, found.values())
         if address and not problem:
-            problem = look(found, ablate.__version__, imported_here)
+            problem = look(found, imported_here()[1], imported_here)
         if problem:
             say({"fatal": problem, "code": 2})
             return
@@ -149,16 +149,22 @@ def _init(orders: dict[str, Any]) -> dict[str, Any]:
 
 
 def imported_here() -> tuple[str, str, str]:
-    """The host, its version of this package, and what cannot be imported. Ray carries this function by its code,
-    since this module is a script: it needs nothing of the package."""
+    """The host, its version of this package with a hash of its code, and what keeps it from being imported.
+
+    Ray carries this function by its code, since this module is a script: it needs nothing of the package."""
+    import hashlib
     import os
+    from pathlib import Path
 
     try:
         import ablate
         import ablate.run.ray_lane
-    except ImportError as error:
-        return os.uname().nodename, "", str(error)
-    return os.uname().nodename, ablate.__version__, ""
+    except Exception as error:  # whatever is wrong there
+        return os.uname().nodename, "", f"{type(error).__name__}: {error}"
+    folder, content = Path(ablate.__file__).parent, hashlib.sha256()
+    for file in sorted(each for each in folder.rglob("*") if each.suffix in (".py", ".yaml")):
+        content.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return os.uname().nodename, f"{ablate.__version__} ({content.hexdigest()[:8]})", ""
 
 
 def _train(orders: dict[str, Any], found: set[str]) -> None:
@@ -170,8 +176,7 @@ def _train(orders: dict[str, Any], found: set[str]) -> None:
     home = Home.options(name=f"{run}-home", scheduling_strategy=here).remote(orders["results"])  # type: ignore[attr-defined]
     deck = Deck.options(name=f"{run}-deck", scheduling_strategy=here).remote(jobs, about, home)  # type: ignore[attr-defined]
     ray.get([deck.lanes.remote(), home.names.remote("")])  # they run
-    if orders["address"]:
-        threading.Thread(target=_watch, args=(deck, orders["kinds"], found), daemon=True).start()
+    threading.Thread(target=_watch, args=(deck, orders["kinds"], found), daemon=True).start()
     try:
         _tune(orders, run, {kind: len(each) for kind, each in jobs.items()})
         if left := ray.get(deck.unfinished.remote()):
@@ -182,16 +187,19 @@ def _train(orders: dict[str, Any], found: set[str]) -> None:
 
 def _watch(deck: Any, kinds: dict[str, Any], known: set[str]) -> None:
     """End the run when a node that joins cannot serve it, or when none is left that could: Tune waits for ever."""
-    lacking = 0.0
+    lacking, ours = 0.0, imported_here()[1]
     while not ended.wait(WATCH_S):
         try:
             found = nodes()
+            if not found:
+                raise RuntimeError("none of its nodes is alive")
             left = {kind: kinds[kind] for kind in ray.get(deck.unfinished.remote(), timeout=60)}
-            problem = look(found.keys() - known, ablate.__version__, imported_here)
+            problem = look(found.keys() - known, ours, imported_here)
         except Exception as error:  # whatever becomes of a cluster that is ending, it is the end of this run
             if ended.is_set():
                 return
-            say({"fatal": f"the Ray cluster is gone: {str(error).splitlines()[0]}; run the command again", "code": 1})
+            gone = f"the Ray cluster is gone: {(str(error) or repr(error)).splitlines()[0]}"
+            say({"fatal": f"{gone}; run the command again to go on", "code": 1})
             return
         known = set(found)
         missing = refusal(left, found.values())

@@ -113,7 +113,7 @@ class Lane(tune.Trainable):
         try:
             return self._work()
         except ray.exceptions.RayActorError:
-            problem = "an actor of the driver's node, which deals trials and keeps their files, has died: run again"
+            problem = "an actor that deals trials or keeps their files has died; run the command again to go on"
             return self._fatal(problem, 1)
         except UserError as error:
             return self._fatal(str(error), 2)

@@ -63,7 +63,7 @@ def look(ids: Iterable[str], version: str, probe: Any) -> str:
         except ray.exceptions.RayError as error:
             return f"node {each[:8]} of the Ray cluster cannot run Python as here: {str(error).splitlines()[-1]}"
         if missing:
-            return f"node {host} cannot import ablate: {missing}; install it there, or --ship sends the code"
+            return f"node {host} cannot import ablate ({missing}): install it there, or --ship sends the code"
         if found != version:
             return f"node {host} has ablate {found}, not {version}: install the same there, or --ship sends the code"
     return ""
