@@ -3,6 +3,7 @@ elsewhere to the same numbers."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from runs import curves, events, job, new_results, spec, train
 
 from ablate.errors import UserError
 from ablate.run import ray_home
+from ablate.run.lease import Busy
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.ray_home import Home, HomeStore, Outdated
 from ablate.run.store import Courier, FileStore, bring_home, fetch_folder, write_plugins
@@ -72,7 +74,7 @@ def test_a_trial_moves_from_node_to_node(
     couriers[1].end()
     if kind == "file":
         assert ours.record() is None and not ours.metrics.exists()
-        bring_home(couriers[1].store, trial.trial_id, ledger.root)
+        bring_home(couriers[1].store, ours)
     assert events(ours) == ["start", "pause", "resume", "end"]
     assert curves(ledger) == curves(other_ledger) and not ours.checkpoint.exists()
     assert ours.weights.read_bytes() == other_ledger.trial(trial.trial_id).weights.read_bytes()
@@ -101,6 +103,22 @@ def test_whoever_had_the_trial_before_writes_no_more(
     assert ledger.trial(trial.trial_id).metrics.read_bytes() == kept
     with pytest.raises(Outdated):
         first.remove(f"trials/{trial.trial_id}/checkpoint.pt")
+
+
+def test_a_trial_that_is_away_is_held_at_home(home: Any, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other run trains it meanwhile; and one that another run trains does not go away."""
+    monkeypatch.setattr("ablate.run.ledger.LOCK_PATIENCE_S", 0.0)
+    trial = plan_trial(ledger, spec())
+    store = HomeStore(home)
+    store.take(trial.id)
+    with pytest.raises(Busy), ledger.trial(trial.id).locked():
+        pass
+    store.take(trial.id)  # its lane has died: the next one gets it
+    assert trial.running()
+    store.release(trial.id)
+    assert not trial.running()
+    with ledger.trial(trial.id).locked(), pytest.raises(Busy, match=str(os.getpid())):
+        store.take(trial.id)
 
 
 def test_the_record_comes_last(home: Any, ledger: Ledger, tmp_path: Path, token_cache: Path) -> None:
@@ -133,7 +151,7 @@ def test_what_did_not_finish_is_tried_again(ledger: Ledger, tmp_path: Path, toke
     courier = Courier(store, node.root, origin)
     part(courier, trial, None)
     courier.end()
-    bring_home(store, trial.trial_id, ledger.root)
+    bring_home(store, ledger.trial(trial.trial_id))
     assert ledger.trial(trial.trial_id).status() == "finished"
     finished = courier.fetch(trial.trial_id).record()
     assert finished is not None and finished["status"] == "finished"

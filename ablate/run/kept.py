@@ -24,7 +24,8 @@ RESULT_FILES = (
     "record.json",
 )  # of a trial that ended
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.1.pt")  # the state to go on from
-OF_THIS_MACHINE = ("published.json", "ray.log")  # in a study's folder: what MLflow here has, what Ray here said
+# In a study's folder: what MLflow here has, what Ray here said, where the grid lies, what is asked of a driver here
+OF_THIS_MACHINE = ("published.json", "ray.log", "home", "command.json", "pause")
 
 # Folders that are no trial's: what was one and is being deleted, what becomes one by a rename, and, beside
 # the trials' folder, what an archive holds before it is known to be good.

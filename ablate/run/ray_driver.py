@@ -39,7 +39,6 @@ from ablate.run.ray_deck import Deck, Surroundings, on_this_node
 from ablate.run.ray_home import Home
 from ablate.run.ray_lane import Lane
 from ablate.run.ray_nodes import look, nodes, refusal
-from ablate.run.store import FileStore, bring_home
 from ablate.train.trial import Job
 
 STOP_PATIENCE_S = 15.0
@@ -87,16 +86,10 @@ class Feed(tune.search.Searcher):
 
 
 class Speaker(tune.Callback):
-    """Passes the lanes' events on, once what they tell of is in the results folder. A `fatal` one ends everything at
-    once."""
-
-    def __init__(self, store: str | None, results: Path):
-        self.store, self.results = FileStore(store) if store else None, results
+    """Passes the lanes' events on. A `fatal` one ends everything at once."""
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         for event in json.loads(result.get("events", "[]")):
-            if self.store is not None and "status" in event:
-                bring_home(self.store, event["id"], self.results)
             say(event)
 
 
@@ -173,7 +166,8 @@ def _train(orders: dict[str, Any], found: set[str]) -> None:
     jobs = {kind: [Job(**job) for job in each] for kind, each in orders["jobs"].items()}
     about = Surroundings(orders["marker"], orders["token"], orders["store"], orders["plugins"])
     here = on_this_node()
-    home = Home.options(name=f"{run}-home", scheduling_strategy=here).remote(orders["results"])  # type: ignore[attr-defined]
+    keeping = Home.options(name=f"{run}-home", scheduling_strategy=here)  # type: ignore[attr-defined]
+    home = keeping.remote(orders["results"], orders["store"])
     deck = Deck.options(name=f"{run}-deck", scheduling_strategy=here).remote(jobs, about, home)  # type: ignore[attr-defined]
     ray.get([deck.lanes.remote(), home.names.remote("")])  # they run
     threading.Thread(target=_watch, args=(deck, orders["kinds"], found), daemon=True).start()
@@ -239,7 +233,7 @@ def _tune(orders: dict[str, Any], run: str, counts: dict[str, int]) -> None:
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=-1),  # the deck counts deaths, by spec
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                callbacks=[Speaker(orders["store"], Path(orders["results"]))],
+                callbacks=[Speaker()],
             ),
         ).fit()
 

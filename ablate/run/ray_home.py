@@ -13,6 +13,7 @@ from ablate import registry
 from ablate.errors import UserError
 from ablate.run.lease import Busy
 from ablate.run.ledger import Ledger, TrialFolder
+from ablate.run.store import FileStore, bring_home
 from ablate.train.trial import Job, read_spec
 
 CHUNK = 16 * 2**20  # bytes a message
@@ -26,8 +27,9 @@ class Outdated(Exception):
 class Home:
     """Reads and writes files of the results folder. A trial's files are written by whom it was dealt to last."""
 
-    def __init__(self, results: str):
+    def __init__(self, results: str, store: str | None = None):
         self.root = Path(results)
+        self.store = FileStore(store) if store else None
         self.leases: dict[str, int] = {}
         self.held: dict[str, tuple[TrialFolder, ExitStack]] = {}
         self.caches: dict[Any, list[str]] = {}
@@ -45,10 +47,13 @@ class Home:
         self.leases[trial_id] = self.leases.get(trial_id, 0) + 1
         return self.leases[trial_id], ""
 
-    def release(self, trial_id: str) -> None:
-        """Let go of a trial, if it is held."""
+    def release(self, trial_id: str, ended: bool = False) -> None:
+        """Let go of a trial, if it is held; of one that has ended when it is here whole."""
         if trial_id in self.held:
-            self.held.pop(trial_id)[1].close()
+            folder, held = self.held.pop(trial_id)
+            with held:
+                if ended and self.store is not None:
+                    bring_home(self.store, folder)
 
     def read(self, path: str, offset: int) -> bytes | None:
         """Up to a message's length of a file; None where it is not there."""
@@ -116,8 +121,8 @@ class HomeStore:
         if who:
             raise Busy(who, None)
 
-    def release(self, trial_id: str) -> None:
-        ray.get(self.home.release.remote(trial_id))
+    def release(self, trial_id: str, ended: bool = False) -> None:
+        ray.get(self.home.release.remote(trial_id, ended))
 
     def fetch(self, path: str, to: Path) -> bool:
         to.parent.mkdir(parents=True, exist_ok=True)

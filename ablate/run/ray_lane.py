@@ -85,7 +85,7 @@ class Abroad:
     def end(self, trial_id: str) -> None:
         """Bring home a trial that has ended, and let others have it."""
         self.courier.end()
-        self.origin.release(trial_id)
+        self.origin.release(trial_id, ended=True)
 
 
 class Lane(tune.Trainable):

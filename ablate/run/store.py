@@ -161,19 +161,17 @@ class Courier:
             self._brought[name] = stamp
 
 
-def bring_home(store: Store, trial_id: str, results: Path) -> None:
-    """Copy a trial that has ended or waits from a store to the results folder, its record last. The checkpoint
-    stays."""
-    folder, place = Ledger(results).trial(trial_id), f"trials/{trial_id}"
-    with folder.locked():
-        ours = folder.history()
-        for name in ("metrics.jsonl", "weights.pt", "attempts.jsonl"):
-            store.fetch(f"{place}/{name}", folder.folder / name)
-        theirs = folder.history()
-        lines = sorted([*theirs, *(row for row in ours if row not in theirs)], key=lambda row: float(row["time"]))
-        write_text(folder.attempts, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines))
-        if store.fetch(f"{place}/record.json", folder.folder / "record.json"):
-            folder.checkpoint.unlink(missing_ok=True)
+def bring_home(store: Store, folder: TrialFolder) -> None:
+    """Copy a trial that has ended or waits from a store to its folder, which the caller holds, its record last. The
+    checkpoint stays."""
+    ours, place = folder.history(), f"trials/{folder.id}"
+    for name in ("metrics.jsonl", "weights.pt", "attempts.jsonl"):
+        store.fetch(f"{place}/{name}", folder.folder / name)
+    theirs = folder.history()
+    lines = sorted([*theirs, *(row for row in ours if row not in theirs)], key=lambda row: float(row["time"]))
+    write_text(folder.attempts, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines))
+    if store.fetch(f"{place}/record.json", folder.folder / "record.json"):
+        folder.forget_checkpoints()
 
 
 def fetch_folder(store: Store, folder: str, results: Path) -> None:
