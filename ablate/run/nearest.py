@@ -48,7 +48,7 @@ class Index:
         """The fields in which two trials differ, by path. What a component means is not compared between components
         of different names."""
         columns = np.flatnonzero(self._differ(np.array([there]), here)[0])
-        found = [(self.paths[k], self._value(there, k), self._value(here, k)) for k in columns]
+        found = [(self.paths[k], self._value(there, int(k)), self._value(here, int(k))) for k in columns]
         named = {path.removesuffix("name") for path, _, _ in found if path.endswith(".name")}
         return sorted(
             each for each in found if not (each[0].endswith(MEANING) and each[0].rpartition(".")[0] + "." in named)
