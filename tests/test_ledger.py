@@ -286,7 +286,8 @@ def test_what_a_kill_left_half_written_is_removed(ledger: Ledger) -> None:
         (folder.folder / f".{name}.123.part").write_bytes(b"half")
     train(ledger, spec())
     left = {file.name for file in folder.folder.iterdir()}
-    assert left == {"spec.json", "metrics.jsonl", "attempts.jsonl", "lock", "weights.pt", "record.json"}
+    asked = {"spec.json", "identity.json"}
+    assert left == {*asked, "metrics.jsonl", "attempts.jsonl", "lock", "weights.pt", "record.json"}
 
 
 def test_a_full_disk_is_not_the_trials_fault(

@@ -32,6 +32,12 @@ def planned(ledger: Ledger, *specs: TrialSpec, at: float) -> list[str]:
     return ids
 
 
+def raise_version(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    real = registry.Entry.identity.fget  # type: ignore[attr-defined]
+    changed = property(lambda entry: real(entry) | ({"version": 2} if entry.name == name else {}))
+    monkeypatch.setattr(registry.Entry, "identity", changed)
+
+
 def told(ledger: Ledger, trial_id: str) -> list[str]:
     code, said = run_here("why", trial_id, "--results", ledger.root)
     assert code == 0
@@ -54,9 +60,7 @@ def test_a_setting_is_named_with_both_values(ledger: Ledger) -> None:
 
 def test_a_component_s_new_version_is_told_as_such(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     (old, _) = planned(ledger, spec(), spec(seed=1), at=1)
-    real = registry.Entry.identity.fget  # type: ignore[attr-defined]
-    changed = property(lambda entry: real(entry) | ({"version": 2} if entry.name == "ffn" else {}))
-    monkeypatch.setattr(registry.Entry, "identity", changed)
+    raise_version(monkeypatch, "ffn")
     (new,) = planned(ledger, spec(), at=2)
     assert new != old and explain(ledger, new)["nearest"] == old
     assert told(ledger, new) == ["component arch.sublayers.f ffn version 1 there, 2 here: its meaning changed"]
@@ -74,7 +78,10 @@ def test_a_plugin_s_new_code_is_told_as_such(ledger: Ledger, tmp_path: Path) -> 
     assert line.startswith("component arch.norm raises: the plugin's code changed (")
 
 
-def test_another_component_is_not_said_to_have_another_version(ledger: Ledger) -> None:
+def test_another_component_is_not_said_to_have_another_version(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raise_version(monkeypatch, "rope")
     planned(ledger, spec(), at=1)
     (new,) = planned(ledger, spec({"arch.position": "rope"}), at=2)
     assert told(ledger, new) == ["arch.position.name: learned there, rope here"]
