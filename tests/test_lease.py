@@ -63,14 +63,18 @@ def renewed(file: Path) -> Iterator[None]:
     """Its holder lives: by a clock that is a day ahead at one moment and a day behind at the next."""
     end = threading.Event()
 
-    def renew() -> None:
+    def renew(jump: float) -> None:
+        touched = time.monotonic() + 1e9 + jump
+        os.utime(file, (touched, touched))
+
+    def live() -> None:
         jump = DAY
         while not end.wait(0.2):
             jump = -jump
-            touched = time.monotonic() + 1e9 + jump
-            os.utime(file, (touched, touched))
+            renew(jump)
 
-    thread = threading.Thread(target=renew)
+    renew(DAY)
+    thread = threading.Thread(target=live)
     thread.start()
     try:
         yield

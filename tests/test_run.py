@@ -142,6 +142,7 @@ def test_status_says_where_a_study_stands(tiny: tuple[Path, Ledger, str]) -> Non
         "failed": 0,
         "stopped": 0,
         "running": 0,
+        "unreadable": 0,
         "pending": 0,
         "not needed": 0,
         "enough": "",
