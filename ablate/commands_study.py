@@ -119,7 +119,12 @@ def _run(options: Namespace, grid: Grid, begun: float) -> int:
             _check_drift(ledger, study.plan, console)
     tell(outcome, console, uri)
     if outcome.stopped in ("", TIME_IS_UP):
-        _write_report(ledger, grid.name, console, "" if outcome.tracking_trouble else uri)
+        from analysis.report import NothingToReport  # seconds: not before the trials
+
+        try:
+            _write_report(ledger, grid.name, console, "" if outcome.tracking_trouble else uri)
+        except NothingToReport as error:
+            console.print(f"no report: {error}", markup=False, soft_wrap=True)
     return outcome.exit_code
 
 

@@ -47,7 +47,9 @@ def measured(ledger: Ledger, trial: PlannedTrial, rate: float, device: str = "cp
     write_json(
         folder.folder / "record.json",
         {
+            "id": trial.id,
             "status": "finished",
+            "metrics": {"loss": 1.0},
             "spec": to_tree(trial.spec),
             "train_flops": rate * 10,
             "wall_s": 10.0,
@@ -211,3 +213,25 @@ def test_a_priority_is_no_part_of_the_identity(plan: Plan, tmp_path: Path, token
     assert [ask.trial.id for ask in by_priority(plainly, [Ask(each) for each in plainly.trials])] == [
         each.id for each in plainly.trials
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        "seeds: 1\ntune: {train.lr: {low: 1e-3, high: 1e-2, points: 3}, seeds: 1}\n",
+        "seeds: 4\nrace: {first: 2, most: 4}\n",
+        "seeds: 2\nrungs: {keep: 0.5, at: [0.25]}\n",
+    ],
+)
+def test_every_planner_stays_within_a_budget(more: str, ledger: Ledger, write: Write) -> None:
+    """And without one the same study comes to its end, with what was trained before."""
+    text = TINY.replace("seeds: 2\n", more).replace("eval_points: 3", "eval_points: 6")
+    half = plan_of(text, ledger.root / "plan", ledger.cache).total_flops / 2
+    command = ("run", write(text), "--results", with_database(ledger).root, "--workers", 0)
+    code, said = run_here(*command, "--budget", f"{half:.9g} flops")
+    assert code == 3 and "left out (budget" in said, said
+    records = [record for each in ledger.trial_ids() if (record := ledger.trial(each).record()) is not None]
+    assert records and sum(each["train_flops"] for each in records) <= half
+    code, said = run_here(*command)
+    assert code == 0 and f"reused {len(records)}" in said, said

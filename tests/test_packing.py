@@ -15,7 +15,6 @@ from runs import FAULTS, events, faulty, job, new_results, own_registry, plan_of
 from ablate import registry
 from ablate.planview import memory_bytes
 from ablate.run import memory
-from ablate.run.files import write_json
 from ablate.run.ledger import Ledger
 from ablate.run.local import LocalExecutor
 from ablate.run.memory import CAUTION, Needs, Room
@@ -117,8 +116,9 @@ def test_needs_are_those_of_trials_alike(tmp_path: Path, token_cache: Path, ledg
     first, other, rope, *_ = plan.trials
     needs = Needs(ledger)
     assert needs.of(first) == CAUTION * memory_bytes(first.row)
-    record = {"status": "finished", "spec": to_tree(other.spec), "environment": {"device": "cpu"}}
-    write_json(ledger.trial(other.id).folder / "record.json", record | {"peak_memory_bytes": 12345})
+    record = {"id": other.id, "status": "finished", "metrics": {}, "wall_s": 1.0, "peak_memory_bytes": 12345}
+    record |= {"spec": to_tree(other.spec), "environment": {"device": "cpu"}}
+    ledger.trial(other.id).commit(record)
     needs.refresh()
     assert needs.of(first) == 12345.0 and needs.of(rope) == CAUTION * memory_bytes(rope.row)
 

@@ -161,6 +161,16 @@ def test_an_interrupted_cluster_ends_and_another_executor_goes_on(
     assert any("resume" in events(ledger.trial(each)) for each in undisturbed_long.trial_ids())
 
 
+def test_planners_ask_ray_as_they_ask_any_executor(ledger: Ledger, other_ledger: Ledger, write: Write) -> None:
+    """Rungs: trials stand still at a step, some go on, others end where they stand."""
+    grid = write(TINY.replace("eval_points: 3", "eval_points: 6") + "rungs: {keep: 0.5, at: [0.25]}\n")
+    code, said = run_here(*ray_command(ledger, grid))
+    assert code == 0 and "2 finished, 2 stopped" in said
+    code, said = run_here("run", grid, "--results", with_database(other_ledger).root, "--workers", 0)
+    assert code == 0 and "2 finished, 2 stopped" in said
+    assert curves(ledger) == curves(other_ledger)
+
+
 def test_a_trial_that_asks_for_more_than_there_is(
     ledger: Ledger, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,7 @@ from analysis.report.words import (
     verdict_rows,
 )
 from analysis.stability import training_rows
-from analysis.table import finished, read_study, study_curves, study_table
+from analysis.table import TableError, finished, read_study, study_curves, study_table
 from analysis.tables import metric_of, mixed_environments
 from analysis.transfer import downstream, pretrained, wide
 from analysis.tuning import TUNE, compared_on, reported
@@ -61,17 +61,26 @@ class Report:
     summary: str
 
 
+class NothingToReport(TableError):
+    """None of the trials that a study reports on has been chosen."""
+
+
 def write_report(results: Path, study: str, folder: Path | None = None) -> Report:
     """Write `results/studies/<study>/report/`, or another folder: report.html, report.md, figures as SVG and tables.
 
     A pure function of the records: the same for any executor and any history of crashes. Files of the report before
-    that this one does not have are removed. Raises `TableError`.
+    that this one does not have are removed. Raises `TableError`, `NothingToReport`.
     """
     folder = Path(results) / "studies" / study / "report" if folder is None else folder
-    folder.mkdir(parents=True, exist_ok=True)
     facts, every = read_study(results, study), study_table(results, study)
     facts |= {"compared_on": compared_on(every, facts.get("tune"))}
     table = reported(every, facts.get("tune"))
+    if not len(table):
+        ended = (every["status"] != "pending").sum()
+        raise NothingToReport(
+            f"study {study!r} has nothing to report yet: of its sweeps, {ended} of {len(every)} trials have ended"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     tuning = _tuning(Path(results), facts, every)
     cells, overall = compared(table, facts)
     first = finished(table[table["stage"] == table["stage"].iloc[0]])
