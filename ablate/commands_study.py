@@ -19,20 +19,9 @@ if TYPE_CHECKING:
     from ablate.run.ledger import Ledger
 
 
-KEPT = (
-    "executor",
-    "workers",
-    "address",
-    "tracking_uri",
-    "checkpoint_every",
-    "max_hours",
-    "budget",
-    "pack",
-    "ship",
-    "store",
-    "log_models",
-    "check_drift",
-)  # by `resume`
+# Options of a run that `resume` goes on with
+KEPT = ("executor", "workers", "address", "ship", "store", "tracking_uri", "log_models", "checkpoint_every")
+KEPT += ("max_hours", "budget", "pack", "check_drift")
 
 
 def run(options: Namespace) -> int:

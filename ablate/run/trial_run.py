@@ -11,11 +11,8 @@ from typing import Any
 from ablate.spec import flatten
 
 STATUS = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
-MOST_OF_ALL, MOST_PARAMS, MOST_BYTES = (
-    1000,
-    100,
-    900_000,
-)  # in a call of log_batch: MLflow's limits, the last less 10 %
+# In a call of log_batch: MLflow's limits, the last less 10 %
+MOST_OF_ALL, MOST_PARAMS, MOST_BYTES = 1000, 100, 900_000
 LONGEST_PARAM, LONGEST_TAG, LONGEST_NAME = 6000, 5000, 250
 SUMMARY = (
     "params_total",
