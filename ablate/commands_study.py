@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 
 # Options of a run that `resume` goes on with
-KEPT = ("executor", "workers", "address", "ship", "store", "tracking_uri", "log_models", "checkpoint_every")
-KEPT += ("max_hours", "budget", "pack", "check_drift")
+KEPT = (
+    *("executor", "workers", "address", "ship", "store", "tracking_uri", "log_models", "checkpoint_every"),
+    *("max_hours", "budget", "pack", "check_drift"),
+)
 
 
 def run(options: Namespace) -> int:
