@@ -72,7 +72,7 @@ def finish(ledger: Ledger, trial: PlannedTrial, effect: Effect, status: str = "f
     value = math.exp(level + effect(trial) + 0.002 * float(rng.standard_normal()))
     folder = ledger.trial(trial.id)
     folder.folder.mkdir(parents=True, exist_ok=True)
-    told = {"id": trial.id, "status": status, "steps": 10, "tokens": 640, "tokens_per_s": 1e3}
+    told = {"id": trial.id, "status": status, "steps": 10, "tokens": 640, "tokens_per_s": 1e3, "wall_s": 1.0}
     measured: dict[str, Any] = {"loss": value if status == "finished" else None, **metrics}
     if metrics:
         told["metric"] = {"name": "bits_per_byte", "better": "lower"}

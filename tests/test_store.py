@@ -146,7 +146,7 @@ def test_what_did_not_finish_is_tried_again(ledger: Ledger, tmp_path: Path, toke
     origin = FileStore(f"file://{ledger.root}")
     node, *_ = nodes(tmp_path, token_cache)
     plan_trial(ledger, trial)
-    ledger.trial(trial.trial_id).commit({"status": "failed", "metrics": {"loss": None}})
+    ledger.trial(trial.trial_id).commit({"id": trial.trial_id, "status": "failed", "metrics": {}})
     store.put(ledger.trial(trial.trial_id).folder / "record.json", f"trials/{trial.trial_id}/record.json")
     courier = Courier(store, node.root, origin)
     part(courier, trial, None)
