@@ -217,7 +217,7 @@ def parent(pid: int) -> int:
 def test_a_process_of_our_own_cluster_dies(
     ledger: Ledger, undisturbed_long: Ledger, write: Write, tmp_path: Path, name: str
 ) -> None:
-    """Whichever it is: the command ends with a message or goes on, leaves no process, and the next one completes."""
+    """Whichever it is: the command goes on or ends with a message, leaves no process, and the next one completes."""
     ray = ("--executor", "ray", "--workers", 2, "--checkpoint-every", 0.1)
     run = ("run", write(LONG), "--results", ledger.root, *ray)
     with Command(tmp_path, *run) as driver:
@@ -230,9 +230,9 @@ def test_a_process_of_our_own_cluster_dies(
         code = driver.wait(180)
         driver.wait_until_alone()
         assert "Traceback" not in driver.output()
-        if name == "lane":
-            assert code == 0, driver.output()
-        else:
+        if name in ("lane", "ray_driver"):
+            assert code == (name == "ray_driver"), driver.output()
+        if code:  # else what was left was quicker than the news of the daemon's death
             assert code == 1 and "run the command again to go on" in driver.output()
     if code:
         with Command(tmp_path, *run) as driver:
