@@ -133,7 +133,8 @@ def test_the_same_command_again_trains_nothing(tiny: tuple[Path, Ledger, str]) -
 def test_status_says_where_a_study_stands(tiny: tuple[Path, Ledger, str]) -> None:
     _, ledger, _ = tiny
     tree = status_of(ledger, "tiny")
-    trials = tree.pop("trials")
+    trials, hours = tree.pop("trials"), tree.pop("hours")
+    assert hours["taken"] > 0 and hours["to_go"] == 0 and hours["unknown"] == 0
     assert tree == {
         "study": "tiny",
         "total": 4,
@@ -146,6 +147,8 @@ def test_status_says_where_a_study_stands(tiny: tuple[Path, Ledger, str]) -> Non
         "pending": 0,
         "not needed": 0,
         "enough": "",
+        "paused": False,
+        "environments": [],
     }
     for trial in trials:
         assert {"id", "variant", "size", "seed", "status", "loss"} <= trial.keys()
