@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     _study_commands(sub)
+    _report_commands(sub)
     _component_commands(sub)
     _result_commands(sub)
     _keeping_commands(sub)
@@ -74,46 +75,7 @@ def _study_commands(sub: Any) -> None:
     run = _command(sub, "run", "train what is missing of a grid, then report", commands_study.run)
     _grid(run)
     _results(run)
-    run.add_argument(
-        "--executor", choices=("local", "ray"), default="local", help="where trials run (default: local)"
-    )
-    run.add_argument(
-        "--workers",
-        type=_count,
-        metavar="N",
-        help="trials at once (default: one a CPU core or GPU); 0: one after another in this process, which a trial "
-        "that hangs or exits takes with it",
-    )
-    run.add_argument(
-        "--address", metavar="ADDR", help="an existing Ray cluster, HOST:PORT or auto, with --executor ray"
-    )
-    run.add_argument("--store", metavar="URI", help="where its nodes keep trials' files, with --address")
-    run.add_argument("--ship", action="store_true", help="send this code to its nodes, with --address")
-    run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)")
-    _models(run)
-    run.add_argument("--check-drift", action="store_true", help="train a baseline trial again on this machine")
-    run.add_argument("--retry-failed", action="store_true", help="try failed trials again")
-    run.add_argument("--checkpoint-every", type=float, default=15.0, metavar="S", help="seconds (default: 15)")
-
-    run.add_argument(
-        "--max-hours", type=_hours, metavar="H", help="then stop: trials under way leave checkpoints, exit code 3"
-    )
-
-    run.add_argument(
-        "--budget",
-        metavar="COST",
-        help="train what fits, by priority, leave out the rest: '40 gpu-h', '8 cpu-h', '1e18 flops'",
-    )
-
-    run.add_argument(
-        "--pack",
-        type=_count,
-        nargs="?",
-        const=8,
-        default=0,
-        metavar="N",
-        help="let trials share a GPU as far as its memory goes, N at most (default: 8); several run slower each",
-    )
+    _running(run)
 
     pause = _command(
         sub, "pause", "stop a running study, here or on another host; `resume` goes on", commands_study.pause
@@ -144,6 +106,49 @@ def _study_commands(sub: Any) -> None:
     _rates(status)
     _json(status)
 
+
+def _running(run: argparse.ArgumentParser) -> None:
+    """Where and how far a study is run."""
+    run.add_argument(
+        "--executor", choices=("local", "ray"), default="local", help="where trials run (default: local)"
+    )
+    run.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="trials at once (default: one a CPU core or GPU); 0: one after another in this process, which a trial "
+        "that hangs or exits takes with it",
+    )
+    run.add_argument(
+        "--address", metavar="ADDR", help="an existing Ray cluster, HOST:PORT or auto, with --executor ray"
+    )
+    run.add_argument("--store", metavar="URI", help="where its nodes keep trials' files, with --address")
+    run.add_argument("--ship", action="store_true", help="send this code to its nodes, with --address")
+    run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)")
+    _models(run)
+    run.add_argument("--check-drift", action="store_true", help="train a baseline trial again on this machine")
+    run.add_argument("--retry-failed", action="store_true", help="try failed trials again")
+    run.add_argument("--checkpoint-every", type=float, default=15.0, metavar="S", help="seconds (default: 15)")
+    run.add_argument(
+        "--max-hours", type=_hours, metavar="H", help="then stop: trials under way leave checkpoints, exit code 3"
+    )
+    run.add_argument(
+        "--budget",
+        metavar="COST",
+        help="train what fits, by priority, leave out the rest: '40 gpu-h', '8 cpu-h', '1e18 flops'",
+    )
+    run.add_argument(
+        "--pack",
+        type=_count,
+        nargs="?",
+        const=8,
+        default=0,
+        metavar="N",
+        help="let trials share a GPU as far as its memory goes, N at most (default: 8); several run slower each",
+    )
+
+
+def _report_commands(sub: Any) -> None:
     report = _command(
         sub, "report", "tables, fits and figures of a study: HTML, Markdown, CSV", commands_study.report
     )

@@ -17,6 +17,7 @@ from ablate.generate import generate
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.sampling import SampleRequest, method
 from ablate.tasks.base import Task
+from ablate.train import checkpoint
 from ablate.train.trial import run_trial
 
 TRIALS: dict[str, dict[str, Any]] = {
@@ -186,7 +187,7 @@ def test_trials_that_cannot_be_sampled(trained: Callable[[str], TrialFolder], le
     whole = here.weights.read_bytes()
     here.weights.write_bytes(whole[: len(whole) // 2])
     assert sample(here)[1].endswith("weights.pt: the trial's trained weights are missing or not whole\n")
-    torch.save({"model": {}}, here.weights)
+    checkpoint.save(here.weights, {"model": {}})
     code, printed = sample(here)
     assert code == 2 and "the weights do not fit the model" in printed
     here.weights.write_bytes(whole)
