@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from runs import SMALL, run_here, spec, train, with_database
 from ablate import commands
 from ablate.errors import UserError
 from ablate.names import LONGEST, checked_name
+from ablate.run.files import own_folder
 from ablate.run.ledger import Ledger
 
 OUTSIDE = ("..", "../x", "a/b", "/etc", "a\0b", ".hidden", "", "nul", "COM1.txt", "a\nb", "a b", "ends.", "x" * 101)
@@ -146,3 +148,14 @@ def test_plugins_run_only_when_they_are_named(ledger: Ledger, tmp_path: Path, wr
     assert run_here("list")[0] == 0
     run_here("plan", grid, "--results", ledger.root)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_that_somebody_else_has_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among the temporary files of a machine names can be guessed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = own_folder("ablate")
+    assert mine.parent == tmp_path and mine.stat().st_mode & 0o077 == 0 and own_folder("ablate") == mine
+    mine.rename(tmp_path / "elsewhere")
+    mine.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PermissionError, match="somebody else"):
+        own_folder("ablate")

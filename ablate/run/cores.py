@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
-FOLDER = Path(tempfile.gettempdir()) / f"ablate-cores-{os.getuid()}"
+from ablate.run.files import own_folder
+
+FOLDER = "ablate-cores"
 
 
 class Cores:
@@ -38,8 +39,7 @@ class Cores:
     def _lock(self, core: int) -> bool:
         with contextlib.ExitStack() as stack:
             try:
-                FOLDER.mkdir(exist_ok=True)
-                stream = stack.enter_context(open(FOLDER / str(core), "w"))
+                stream = stack.enter_context(open(own_folder(FOLDER) / str(core), "w"))
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:  # somebody has it, or the folder cannot be written
                 return False

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,15 @@ def full_disk(error: OSError) -> str:
     return (
         f"; the disk has {free:,.1f} MB free: free some space and run the command again, nothing that ended is lost"
     )
+
+
+def own_folder(name: str) -> Path:
+    """This user's folder of that name among the temporary files. Raises `PermissionError` where it is another's."""
+    folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to somebody else", str(folder))
+    return folder
 
 
 @contextmanager

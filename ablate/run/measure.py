@@ -15,6 +15,7 @@ import torch
 from ablate.diagnose.record import diagnose
 from ablate.run.environment import peak_memory_bytes
 from ablate.run.ledger import Ledger
+from ablate.run.memory import free_ram
 from ablate.spec import TrialSpec
 from ablate.train import checkpoint
 from ablate.train.fitted import FittedRun, new_run
@@ -136,7 +137,7 @@ def _largest(run: Run, memory: int) -> int | None:
         return doubled(run.rows_at_once, total, lambda rows: fits(run, rows))
     held = _held(run)
     row = max(1.0, (memory - held) / run.rows_at_once)
-    return max(run.rows_at_once, min(total, int((_available() + memory - held) / row)))
+    return max(run.rows_at_once, int(min(total, (free_ram() + memory - held) / row)))
 
 
 def doubled(rows: int, total: int, fits: Callable[[int], bool]) -> int:
@@ -176,16 +177,3 @@ def _resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
-
-
-def _available() -> int:
-    """Bytes that may still be used: of the machine, and of the group that this process is confined to."""
-    left = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        left = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-        group = Path("/sys/fs/cgroup")
-        left.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no such file, or no limit
-        pass
-    return max(0, min(left))

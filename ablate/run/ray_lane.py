@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ import ray
 from ray import tune
 
 from ablate.errors import UserError
-from ablate.run.files import full_disk, read_json
+from ablate.run.files import full_disk, own_folder, read_json
 from ablate.run.lease import Busy
 from ablate.run.limits import Limit
 from ablate.run.process import Worker
@@ -39,7 +38,7 @@ STEP_S = 1.0  # a lane reports to Tune about this often
 
 def node_folder() -> Path:
     """Where this node keeps what runs have in common."""
-    return Path(tempfile.gettempdir()) / f"ablate-{os.getuid()}"
+    return own_folder("ablate")
 
 
 def folder_here(token: str) -> Path:
