@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -42,14 +43,17 @@ def ended(ledger: Ledger, trial: TrialSpec, loss: float = 2.0, status: str = "fi
     metrics = {"loss": loss if status == "finished" else None}
     environment = {"host": str(ledger.root), "cpu": "a processor"}
     record = {"id": trial.trial_id, "status": status, "metrics": metrics, "environment": environment}
+    record["wall_s"] = 1.0
     folder.commit(record | {"parent": trial.parent, "spec": to_tree(trial)} | facts)
 
 
 def listed(ledger: Ledger, *trials: TrialSpec, name: str = "mine") -> None:
     """A study of these trials."""
-    rows = [{"id": each.trial_id, "parent": each.parent, "seed": each.seed} for each in trials]
+    label = {"variant": "v", "size": "", "axes": "", "budget": "", "group_id": "g", "axis_values": {}}
+    rows = [{"id": each.trial_id, "parent": each.parent, "seed": each.seed, **label} for each in trials]
     folder = ledger.study_folder(name)
-    write_json(folder / "study.json", {"study": name, "trials": rows})
+    about = {"question": "", "baseline": "v", "match": "none", "tolerance": 0.01, "data": {}, "rows": []}
+    write_json(folder / "study.json", {"study": name, **about, "trials": rows})
     append_json(folder / "log.jsonl", {"time": 1.0, "by": str(ledger.root), "trained": [], "reused": []})
     (folder / "report").mkdir(exist_ok=True)
     (folder / "report" / "behind.json").write_text("{}")
@@ -84,6 +88,7 @@ def test_a_merge_is_the_union_and_is_idempotent(here: Ledger, there: Ledger) -> 
     begun = plan_trial(there, spec(seed=7))
     for name in ("checkpoint.pt", "lock", "lease.2.json", ".record.json.5.part"):
         (begun.folder / name).write_text("x")
+    os.utime(begun.folder / "lease.2.json", (0, 0))  # whoever had it is long gone
     here.root.mkdir()
     code, said = run_here("merge", there.root, "--into", here.root, "--dry-run")
     assert code == 0 and "4 trials would be added" in said and content(here.root) == {}
@@ -363,7 +368,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, bytes]], None], str]] = {
     "no study": (lambda files: files.pop(STUDY) and None, f"there is no member '{STUDY}'"),
     "no record": (lambda files: files.pop(RECORD) and None, f"there is no member '{RECORD}'"),
     "deep": (lambda files: files.update({STUDY: b"[" * 100_000}), f"member '{STUDY}' is not JSON"),
-    "digits": (lambda files: files.update({RECORD: b"9" * 10_000}), f"member '{RECORD}' is not JSON"),
+    "digits": (lambda files: files.update({RECORD: b"9" * 10_000}), f"member '{RECORD}' is not the record"),
     "wrong study": (lambda files: files.update({STUDY: b'{"study": "x", "trials": []}'}), "is not the study 'mine'"),
     "wrong trials": (lambda files: files.update({STUDY: b'{"study": "mine", "trials": [1]}'}), "is not the study"),
     "unended": (with_record(status="running"), "is not the record of that trial"),

@@ -20,7 +20,7 @@ class Alike:
             record = records.get(label["id"])
             if record is None or record["status"] != "finished" or _device(record) != device:
                 continue
-            if record.get("wall_s") and label["train_flops"]:
+            if record.get("wall_s") and label.get("train_flops"):
                 for key in self._keys(label):
                     self._rates.setdefault(key, []).append(record["wall_s"] / label["train_flops"])
 
@@ -32,8 +32,8 @@ class Alike:
         """An estimate and where it is from; None where nothing alike has ended."""
         sources = ("trials of its row", "trials of its variant and size", "the FLOPs of other trials")
         for key, source in zip(self._keys(label), sources, strict=True):
-            if key in self._rates:
-                return statistics.median(self._rates[key]) * label["train_flops"], source
+            if key in self._rates and (flops := label.get("train_flops")):
+                return statistics.median(self._rates[key]) * flops, source
         return None
 
 
