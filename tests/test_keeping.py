@@ -44,9 +44,11 @@ def orphan(ledger: Ledger, trial_id: str, parent: str | None = None, status: str
     """A trial of no study."""
     folder = ledger.trial(trial_id).folder
     write_json(folder / "spec.json", {"parent": parent})
-    (folder / "metrics.jsonl").write_text("{}\n")
+    row = {"step": 0, "tokens": 0, "split": "valid", "loss": 1.0}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     if status is not None:
-        write_json(folder / "record.json", {"id": trial_id, "status": status, "metrics": {"loss": 1.0}})
+        record = {"id": trial_id, "status": status, "metrics": {"loss": 1.0}, "wall_s": 1.0}
+        write_json(folder / "record.json", record)
     return folder
 
 
