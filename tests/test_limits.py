@@ -69,7 +69,8 @@ ERRORS = {  # of what every executor can record
     "raises": "RuntimeError: the norm [/is upset]",
     "reads": "FileNotFoundError: [Errno 2] No such file or directory: 'no such table'",
     "leaves": "SystemExit: 5",
-    "fills": "out of memory: 8 TB",
+    "fills": "out of memory: smaller pieces of a batch would be another experiment: they could not be compared with "
+    "the whole, by MemoryError: 8 TB (8 TB)",
 }
 DEADLY = {  # of what a worker process of its own can record besides
     "exits": "lost: its worker died 3 times, last by exit code 7",
