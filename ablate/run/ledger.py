@@ -202,12 +202,7 @@ class Ledger:
     def study_log(self, name: str) -> list[dict[str, Any]]:
         """What each `ablate run` of a study trained and reused."""
         rows = read_lines(self.study_folder(name) / "log.jsonl")
-        lists = [row for row in rows if all(isinstance(row.get(key), list) for key in ("trained", "reused"))]
-        return [row for row in lists if is_number(row.get("time"))]
-
-    def pause_file(self, name: str) -> Path:
-        """The file that asks the driver of a study to stop."""
-        return self.study_folder(name) / "pause"
+        return [row for row in rows if _names_trials(row) and is_number(row.get("time"))]
 
     def study_names(self) -> list[str]:
         folder = self.root / "studies"
@@ -247,3 +242,9 @@ class Ledger:
 def _named(folder: Path) -> list[Path]:
     """What is in a folder under names that the harness gives; nothing where there is no folder."""
     return [each for each in folder.iterdir() if not wrong_with(each.name)] if folder.is_dir() else []
+
+
+def _names_trials(row: dict[str, Any]) -> bool:
+    """Whether a line of a study's log lists ids."""
+    lists = [row.get(key) for key in ("trained", "reused")]
+    return all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in lists)
