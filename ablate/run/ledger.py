@@ -204,6 +204,10 @@ class Ledger:
         rows = read_lines(self.study_folder(name) / "log.jsonl")
         return [row for row in rows if _names_trials(row) and is_number(row.get("time"))]
 
+    def pause_file(self, name: str) -> Path:
+        """The file that asks the driver of a study to stop."""
+        return self.study_folder(name) / "pause"
+
     def study_names(self) -> list[str]:
         folder = self.root / "studies"
         return sorted(each.name for each in _named(folder) if (each / "study.json").is_file())
