@@ -89,7 +89,8 @@ class LocalExecutor:
             del waiting[found]
             place, slot.limit = self.places.take(job, need), Limit(job)
             try:
-                slot.worker.send(replace(job, device=place.device, threads=need.cpus, cores=place.cores))
+                told = replace(job, device=place.device, threads=need.cpus, cores=place.cores)
+                slot.worker.send(replace(told, crowded=self.places.crowded(job, need)))
             except OSError:  # it died while it was idle: no fault of the trial
                 waiting.appendleft(self._release(slot)[0])
                 self._replace_idle(slot, len(pool))
@@ -125,15 +126,15 @@ class LocalExecutor:
                 done, _ = self._release(slot)
                 if again:
                     waiting.appendleft(done)
-            elif slot.work and self._was_crowded(event, slot.work[0]):
+            elif slot.work and self._was_crowded(event, *slot.work):
                 slot.again = True
             else:
                 on_event(event)
 
-    def _was_crowded(self, event: Event, job: Job) -> bool:
-        """Whether a trial ran out of memory on a GPU that it shared: it is tried once more, without others."""
+    def _was_crowded(self, event: Event, job: Job, need: Resources) -> bool:
+        """Whether a trial ran out of memory on a GPU that is shared: it is tried once more, without others."""
         out = str(event.get("error") or "").startswith(OUT_OF_MEMORY)
-        if not out or not self.places.held[job.trial_id].shared or job.trial_id in self.places.alone:
+        if not out or not self.places.crowded(job, need):
             return False
         self.places.alone.add(job.trial_id)
         folder = Ledger(Path(job.results)).trial(job.trial_id)

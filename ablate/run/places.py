@@ -16,13 +16,12 @@ from ablate.train.trial import Job
 
 @dataclass
 class Place:
-    """What a trial holds. `shared`: others were on its GPU, then or later. `cores`: of its own, if it has some."""
+    """What a trial holds. `cores`: of its own, if it has some."""
 
     cpus: int
     cores: tuple[int, ...] = ()
     gpu: int | None = None
     share: float = 0.0
-    shared: bool = False
 
     @property
     def device(self) -> str:
@@ -76,9 +75,6 @@ class Places:
             assert gpu is not None
             place.gpu, place.share = gpu, need.gpus
             self.shares[gpu] -= need.gpus
-            beside = [each for each in self.held.values() if each.gpu == gpu]
-            for each in (place, *beside) if beside else ():
-                each.shared = True
             if self.pack:
                 self.rooms[gpu].take(job.trial_id, job.memory_bytes)
         else:
@@ -86,6 +82,11 @@ class Places:
             place.cores = self.cores.claim(need.cpus)
         self.held[job.trial_id] = place
         return place
+
+    def crowded(self, job: Job, need: Resources) -> bool:
+        """Whether others may be on the GPU of a trial while it runs."""
+        parts = self.pack > 1 or (not self.pack and (need.gpus or 1) < 1)
+        return bool(need.gpus) and parts and job.trial_id not in self.alone
 
     def leave(self, job: Job) -> Place:
         """A trial has ended, or its worker."""

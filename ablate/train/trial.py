@@ -53,6 +53,7 @@ class Job:
     plugins: dict[str, str] = field(default_factory=dict)  # path -> hash of its syntax tree
     until: int | None = None  # pause after this step, leaving a checkpoint
     stop: bool = False  # end it where it stands
+    crowded: bool = False  # others share its GPU: where memory is refused it ends, to be tried alone
     study: str = ""  # for which it is trained
     cores: tuple[int, ...] = ()  # to which its worker is pinned
     memory_bytes: float = 0.0  # what it is expected to need
@@ -132,7 +133,7 @@ def _train(
             yield from _to_end(trial, job)
             return
         except (Exception, MemoryError) as error:
-            if not out_of_memory(error):
+            if not out_of_memory(error) or job.crowded:
                 raise
             step, said = trial.run.step if trial else 0, str(error)
         trial = None  # with all that it holds on the device
