@@ -16,11 +16,11 @@ pytestmark = [
 def test_a_study_whose_processes_are_killed(tmp_path: Path, token_cache: Path) -> None:
     """Nothing that ended is touched, nothing is left running, and the end is that of an undisturbed study."""
     chaos = Chaos(tmp_path, expected(tmp_path, token_cache))
-    chaos.run(kills=25)
+    chaos.run(kills=12)
 
 
 @pytest.mark.ray
 def test_the_same_under_ray(tmp_path: Path, token_cache: Path) -> None:
     """Ray's own processes are among those that are killed."""
     chaos = Chaos(tmp_path, expected(tmp_path, token_cache), ray=True)
-    chaos.run(kills=8)
+    chaos.run(kills=4)
