@@ -21,9 +21,10 @@ with warnings.catch_warnings():
 
 
 def runs_at(uri: str, study: str = "tiny") -> dict[str, Run]:
-    """Every run of a study by its key; none twice."""
+    """Every run of a study by its key; none twice. None before its first trial has come."""
     client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name(study)
+    if (experiment := client.get_experiment_by_name(study)) is None:
+        return {}
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     found = {run.data.tags["ablate.key"]: run for run in runs}
     assert len(found) == len(runs)
