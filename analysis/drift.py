@@ -11,6 +11,7 @@ from statistics import stdev
 from typing import Any
 
 from analysis.columns import CELL
+from analysis.records import read_curve
 
 FIELDS = ("hardware", "device", "torch", "threads", "ablate", "git_commit")  # what makes an environment set
 PAIRED = (*CELL, "seed", "parent_seed")
@@ -82,9 +83,7 @@ class Rerun:
     trial_id: str
     first: Set
     again: Set
-    largest: (
-        float  # relative difference of any number of the curves; infinite where the curves have not the same rows
-    )
+    largest: float  # relative difference of any number of the curves; infinite where their rows are not the same
     loss_diff: float  # of the final loss, again less first, nats per token
     noise: float | None  # standard deviation of the final loss over seeds, of the trial's cell; None with one seed
 
@@ -122,15 +121,26 @@ def reruns(results: Path, study: Mapping[str, Any], records: Mapping[str, Mappin
         record = records.get(file.stem)
         if file.stem not in labels or record is None or record.get("status") != "finished":
             continue
-        again = json.loads(file.read_text(encoding="utf-8"))
-        first = _curve(Path(results) / "trials" / file.stem / "metrics.jsonl")
-        sets = set_of(record.get("environment")), set_of(again["environment"])
+        first, again = read_curve(Path(results) / "trials" / file.stem / "metrics.jsonl"), _again(file)
+        sets = set_of(record.get("environment")), set_of(again.get("environment"))
         if sets[0] is not None and sets[1] is not None:
             loss = again["loss"] if again["loss"] is not None else math.nan
             noise = _noise(labels, records, labels[file.stem])
             diff = loss - record["metrics"]["loss"]
             found.append(Rerun(file.stem, sets[0], sets[1], apart(first, again["rows"]), diff, noise))
     return found
+
+
+def _again(file: Path) -> dict[str, Any]:
+    """What a trial came to again; nothing where the file cannot be read as that."""
+    try:
+        told = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    kinds = {"environment": dict, "rows": list, "loss": int | float | None}
+    if not isinstance(told, dict) or not all(isinstance(told.get(key), kind) for key, kind in kinds.items()):
+        return {}
+    return told if all(isinstance(row, dict) for row in told["rows"]) else {}
 
 
 def apart(one: Sequence[Mapping[str, Any]], two: Sequence[Mapping[str, Any]]) -> float:
@@ -148,10 +158,6 @@ def apart(one: Sequence[Mapping[str, Any]], two: Sequence[Mapping[str, Any]]) ->
                 return math.inf
             largest = max(largest, abs(a[key] - b[key]) / max(abs(a[key]), abs(b[key])))
     return largest
-
-
-def _curve(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 def _noise(

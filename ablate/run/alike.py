@@ -1,10 +1,15 @@
-"""What trials of a study will take, by those that have ended: from records alone."""
+"""What trials of a study will take, by those that have ended, and what was expected of them: from files alone."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+from ablate.run.files import read_json
+from ablate.run.ledger import Ledger
+from analysis.records import is_number
 
 ROW = ("stage", "variant", "size", "axes", "budget", "tuned")  # labels that trials of a row share
 ARCHITECTURE = ("variant", "size")
@@ -35,6 +40,22 @@ class Alike:
             if key in self._rates and (flops := label.get("train_flops")):
                 return statistics.median(self._rates[key]) * flops, source
         return None
+
+
+def estimates_file(ledger: Ledger, study: str) -> Path:
+    """Where `ablate run` writes down what it expects each trial of a study to take."""
+    return ledger.study_folder(study) / "estimates.json"
+
+
+def read_estimates(ledger: Ledger, study: str) -> dict[str, dict[str, Any]]:
+    """By trial: `seconds`, their `source`, and `devices`. Entries that do not say these are left out."""
+    tree = read_json(estimates_file(ledger, study))
+    found = tree.items() if isinstance(tree, dict) else ()
+    return {key: each for key, each in found if isinstance(each, dict) and _is_estimate(each)}
+
+
+def _is_estimate(each: dict[str, Any]) -> bool:
+    return is_number(each.get("seconds")) and is_number(each.get("devices")) and isinstance(each.get("source"), str)
 
 
 def _device(record: Mapping[str, Any]) -> str:

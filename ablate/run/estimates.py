@@ -9,9 +9,9 @@ from typing import Any
 from ablate.resolve import default_gpus
 from ablate.rows import Plan, PlannedTrial
 from ablate.run import probing
-from ablate.run.alike import Alike
+from ablate.run.alike import Alike, estimates_file, read_estimates
 from ablate.run.environment import device_name
-from ablate.run.files import read_json, write_json
+from ablate.run.files import write_json
 from ablate.run.ledger import Ledger
 from ablate.run.measure import Figures
 from ablate.spec import TrialSpec
@@ -59,8 +59,7 @@ def keep_estimates(ledger: Ledger, plan: Plan, labels: Iterable[Mapping[str, Any
 
     What was expected of those that have begun stays as it is. Trials of which nothing is known have no entry.
     """
-    file = ledger.study_folder(plan.grid.name) / "estimates.json"
-    before: dict[str, Any] = read_json(file) or {}
+    before = read_estimates(ledger, plan.grid.name)
     labelled = {label["id"]: label for label in labels}
     records = {each: record for each in done if (record := ledger.trial(each).record()) is not None}
     alike: dict[str, Alike] = {}
@@ -83,4 +82,4 @@ def keep_estimates(ledger: Ledger, plan: Plan, labels: Iterable[Mapping[str, Any
                 "time": time.time(),
             }
     if found:
-        write_json(file, before | found)
+        write_json(estimates_file(ledger, plan.grid.name), before | found)

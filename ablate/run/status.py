@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ablate.errors import plural
-from ablate.run.alike import Alike, devices_of, last_device
+from ablate.run.alike import Alike, devices_of, last_device, read_estimates
 from ablate.run.files import read_json
 from ablate.run.hours import Rates, duration, rates_said
 from ablate.run.ledger import Ledger
@@ -55,7 +56,7 @@ class Times:
 
     def __init__(self, ledger: Ledger, study: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]):
         self.ledger, self.records = ledger, records
-        self._kept = read_json(ledger.study_folder(study["study"]) / "estimates.json") or {}
+        self._kept = read_estimates(ledger, study["study"])
         self._alike = Alike(study["trials"], records, last_device(records))
 
     def of(self, label: Mapping[str, Any], state: str) -> dict[str, Any]:
@@ -78,7 +79,8 @@ class Times:
         """The part of its tokens that a trial under way has read, as far as its curve tells."""
         folder = self.ledger.trial(trial_id)
         tokens = max((row["tokens"] for row in folder.rows()), default=0)
-        return tokens / max(1, read_json(folder.spec)["train"]["tokens"]) if tokens else 0.0
+        asked = ((read_json(folder.spec) or {}).get("train") or {}).get("tokens") or math.inf
+        return float(tokens / asked)
 
 
 def _hours(trials: Sequence[Mapping[str, Any]], rates: Rates) -> dict[str, Any]:

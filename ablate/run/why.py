@@ -101,7 +101,8 @@ def explain_study(ledger: Ledger, name: str) -> dict[str, Any]:
     out = []
     for trial in trials:
         verdict, when = first.get(trial["id"], ("to come", float("inf")))
-        told = {key: trial[key] for key in ("id", "variant", "size", "axes", "budget", "seed", "stage")}
+        told = {key: trial[key] for key in ("id", "variant", "size", "axes", "budget", "seed")}
+        told["stage"] = trial.get("stage", "")
         told |= {"verdict": verdict, "trained_by": by.get(trial["id"])}
         if verdict != "hit":
             if when not in before:
