@@ -17,6 +17,7 @@ from ablate.run.environment import environment
 from ablate.run.ledger import Ledger
 from analysis.drift import Rerun, apart, pairs_across, reruns, set_of, trials_of
 from analysis.report import write_report
+from analysis.table import read_study
 
 HERE = ("a processor", "cpu", "2.8", "", "", "c0ffee")
 
@@ -135,3 +136,16 @@ def test_the_cheapest_baseline_trial_is_trained_again_on_each_set(
     record.write_text(record.read_text().replace('"threads": 1', '"threads": 7'))
     code, said = run_here("status", "tiny", "--results", ledger.root)
     assert "not run alike: 3 trials on" in said and "rope: 1 of 2 pairs across these" in said
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"rows": 7}', '{"rows": [1], "environment": {}, "loss": 1}'])
+def test_damaged_reruns_and_estimates_are_left_out(tmp_path: Path, content: str) -> None:
+    label, *_ = study(tmp_path)
+    rerun = tmp_path / "drift" / "0123" / f"{label['id']}.json"
+    rerun.parent.mkdir(parents=True)
+    for file in (rerun, tmp_path / "studies" / "made" / "estimates.json"):
+        file.write_text(content)
+    facts, record = read_study(tmp_path, "made"), Ledger(tmp_path).trial(label["id"]).record()
+    assert record is not None and reruns(tmp_path, facts, {label["id"]: record}) == []
+    code, said = run_here("status", "made", "--results", tmp_path)
+    assert code == 0 and "6 finished" in said
