@@ -102,6 +102,15 @@ def test_a_merge_is_the_union_and_is_idempotent(here: Ledger, there: Ledger) -> 
     assert content(here.root) == before
 
 
+def test_a_record_that_cannot_be_read_is_not_merged(here: Ledger, there: Ledger) -> None:
+    """It is named, and the others come."""
+    here.root.mkdir()
+    (there.trial(IDS[0]).folder / "record.json").write_text("torn")
+    code, said = run_here("merge", there.root, "--into", here.root)
+    assert code == 0 and "2 trials added" in said and here.trial_ids() == sorted(IDS[1:])
+    assert f"trial {IDS[0]} left out: trials/{IDS[0]}/record.json is not whole there" in said
+
+
 def test_a_result_beats_what_has_none(here: Ledger, there: Ledger) -> None:
     """Failed here and under way here: theirs, with our record among the attempts. Failed there: ours."""
     ended(here, SPECS[0], status="failed", error="it was cold")

@@ -103,9 +103,11 @@ def plan_merge(other: Ledger, into: Ledger, rename: bool = False) -> Merge:
 
 def _plan_trial(theirs: TrialFolder, mine: TrialFolder, planned: Merge) -> None:
     record, own = theirs.record(), mine.record()
-    if not TRIAL_ID.fullmatch(theirs.id) or (record is not None and record.get("id") != theirs.id):
+    if not TRIAL_ID.fullmatch(theirs.id):
         raise UserError(f"{theirs.folder} is no trial of that id: move it out of the way")
-    if record is None and theirs.running():
+    if why := theirs.unreadable():
+        planned.skipped.append({"trial": theirs.id, "why": f"{why} there"})
+    elif record is None and theirs.running():
         planned.skipped.append({"trial": theirs.id, "why": "it is running there"})
     elif not mine.folder.exists():
         planned.added.append(theirs.id)
