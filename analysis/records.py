@@ -22,6 +22,7 @@ STUDY: dict[str, type | tuple[type, ...]] = {
     "rows": list,
     "trials": list,
 }
+END_OF_9999 = 253402300800.0 - 2 * 86400  # whatever the time zone
 LABEL: dict[str, type | tuple[type, ...]] = {
     "variant": str,
     "size": str,
@@ -70,6 +71,8 @@ def _wrong(record: dict[str, Any], trial: str) -> str | None:
             return f"{name} is {_short(record[name])}, which is no object"
     if record["status"] == "finished" and not is_number(record.get("wall_s")):
         return f"wall_s is {_short(record.get('wall_s'))}"
+    if record.get("ended") is not None and not is_time(record["ended"]):
+        return f"ended is {_short(record['ended'])}"
     values = [(f"metrics.{name}", value, "float64") for name, value in metrics.items()]
     for where, value, kind in values + [(each.where, _dig(record, each.where), each.dtype) for each in COLUMNS]:
         if where and value is not None and not _fits(value, kind):
@@ -89,6 +92,11 @@ def is_number(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # a whole number beyond what a float holds
         return False
+
+
+def is_time(value: Any) -> bool:
+    """Whether a value is a time, in seconds since 1970, of the years that calendars write with four digits."""
+    return is_number(value) and 0 <= value < END_OF_9999
 
 
 def _dig(tree: Any, path: str) -> Any:

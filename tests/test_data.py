@@ -27,7 +27,7 @@ import pytest
 import torch
 import zstandard
 from conftest import shared
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ablate.data.batches import TrainBatches, eval_windows, permute
@@ -308,6 +308,7 @@ def test_tokens(text: Path, token_cache: Path, name: str) -> None:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(words=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40))
+@example(words="it says <eos> and goes on")
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
 def test_any_text_is_said_back(text: Path, token_cache: Path, name: str, words: str) -> None:
     """Of the tokenizers that know every text."""

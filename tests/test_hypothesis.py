@@ -134,5 +134,14 @@ def test_deviations_are_listed(tmp_path: Path) -> None:
     assert "by at least 0.05" in found.claim  # that of the first registration counts
 
 
+def test_a_line_that_a_crash_tore(tmp_path: Path) -> None:
+    folder, table, overall = study(tmp_path, -0.10)
+    register(folder)
+    with open(folder / "hypothesis.jsonl", "a") as stream:
+        stream.write('{"time": 1e300, "hypothesis": {}, "planned": {}}\n{"time": 60.0}\n{"ti')
+    found = expected_section(folder, table, overall)
+    assert found is not None and found.outcome.startswith("as expected") and found.deviations == []
+
+
 def test_there_is_none(tmp_path: Path) -> None:
     assert expected_section(*study(tmp_path, 0.0)) is None

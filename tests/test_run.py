@@ -376,6 +376,18 @@ def test_an_interrupt_while_the_workers_start(ledger: Ledger, write: Write, tmp_
     assert status_of(ledger, "tiny")["pending"] == 4
 
 
+def test_a_long_path_of_temporary_files(
+    ledger: Ledger, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As jobs of a cluster have: longer than what the path of a socket may be."""
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    with Command(tmp_path, "run", write(TINY), "--results", ledger.root, "--workers", 2) as command:
+        assert command.wait() == 0, command.output()
+    assert "trained 4, reused 0: 4 finished" in command.output()
+
+
 def saved_at(history: list[dict[str, Any]]) -> int:
     return max((each["step"] for each in history if each["event"] == "stop"), default=0)
 

@@ -102,6 +102,14 @@ def test_a_trial_of_which_no_identity_was_kept_is_not_said_to_differ_in_versions
     assert told(ledger, new) == ["seed: 0 there, 1 here"]
 
 
+def test_a_time_that_no_calendar_has(ledger: Ledger) -> None:
+    folder = plan_trial(ledger, spec())
+    for time in (1e300, 67_767_976_233_532_800, -1.0, 1.5):
+        append_json(folder.attempts, {"event": "start", "time": time, "pid": 1, "host": "here"})
+    assert [each["time"] for each in explain(ledger, folder.id)["attempts"]] == [1.5]
+    assert run_here("why", folder.id, "--results", ledger.root)[0] == 0
+
+
 def test_a_study_says_of_every_trial_whether_it_was_there(ledger: Ledger, tmp_path: Path) -> None:
     plan = plan_of(TINY + "match: none\n", tmp_path, ledger.cache.resolve())
     train(ledger, plan.trials[0].spec)

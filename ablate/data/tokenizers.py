@@ -178,7 +178,7 @@ class WordTokenizer(LibraryTokenizer):
         self._adopt(inner)
 
 
-@register("tokenizer", "bpe", paper="Sennrich, Haddow and Birch 2016, arXiv:1508.07909; byte-level as in GPT-2")
+@register("tokenizer", "bpe", paper="Sennrich, Haddow and Birch 2016, arXiv:1508.07909; bytes as in GPT-2", version=2)
 class BPETokenizer(LibraryTokenizer):
     """Byte-pair encoding over bytes, `vocab` ids including the 256 bytes and <eos>; nothing is unknown."""
 
@@ -205,6 +205,10 @@ class BPETokenizer(LibraryTokenizer):
         )
         inner.train_from_iterator(_pieces_of(texts), trainer)
         self._adopt(inner)
+
+    def _adopt(self, inner: Any) -> None:
+        super()._adopt(inner)
+        inner.encode_special_tokens = True  # a text that says <eos> does not end there
 
 
 @register("tokenizer", "wordpiece", paper="Schuster and Nakajima 2012; Wu et al. 2016, arXiv:1609.08144; BERT's form")

@@ -28,6 +28,7 @@ from typing import IO
 
 from ablate.errors import UserError
 from ablate.run.files import names
+from analysis.records import is_time
 
 RENEW_S = 15.0  # a holder touches its lease this often
 STALE_S = 120.0  # one that was not touched for so long is nobody's
@@ -248,6 +249,6 @@ def _read(file: Path) -> Holder | None:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         found = Holder(**{each.name: tree[each.name] for each in fields(Holder)})
-        return found if isinstance(found.pid, int) and isinstance(found.when, int | float) else None
+        return found if isinstance(found.pid, int) and is_time(found.when) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

@@ -35,7 +35,7 @@ from analysis.records import (
     ENDED,
     BadRecord,
     BadStudy,
-    is_number,
+    is_time,
     read_curve,
     read_lines,
     read_record,
@@ -116,7 +116,7 @@ class TrialFolder:
     def history(self) -> list[dict[str, Any]]:
         """The attempts that are whole."""
         rows = read_lines(self.attempts)
-        return [row for row in rows if isinstance(row.get("event"), str) and is_number(row.get("time"))]
+        return [row for row in rows if isinstance(row.get("event"), str) and is_time(row.get("time"))]
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Add a line to the curve."""
@@ -202,7 +202,7 @@ class Ledger:
     def study_log(self, name: str) -> list[dict[str, Any]]:
         """What each `ablate run` of a study trained and reused."""
         rows = read_lines(self.study_folder(name) / "log.jsonl")
-        return [row for row in rows if _names_trials(row) and is_number(row.get("time"))]
+        return [row for row in rows if _names_trials(row) and is_time(row.get("time"))]
 
     def pause_file(self, name: str) -> Path:
         """The file that asks the driver of a study to stop."""

@@ -22,7 +22,7 @@ from ablate.run.files import locked, read_json, write_json, write_text, write_wh
 from ablate.run.kept import CHECKPOINTS, NEW, TRIAL_ID, studies, study_files, transient
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.spec import digest
-from analysis.records import read_lines
+from analysis.records import is_time, read_lines
 
 LOCK = ".merge.lock"
 BATCH = 200  # trials that are copied before the disk is synced and they appear
@@ -232,7 +232,7 @@ def _unite_study(source: Path, target: Path) -> None:
 def _union(ours: list[Record], theirs: list[Record]) -> list[Record]:
     """The lines of two logs, each once, by time."""
     lines = {json.dumps(each, sort_keys=True): each for each in (*ours, *theirs)}
-    return sorted(lines.values(), key=lambda each: each["time"] if isinstance(each.get("time"), int | float) else 0.0)
+    return sorted(lines.values(), key=lambda each: each["time"] if is_time(each.get("time")) else 0.0)
 
 
 def _write_lines(file: Path, lines: list[Record]) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from ablate.run.trial_run import is_number, legal
+from ablate.run.trial_run import legal
 from analysis.columns import cell_name
-from analysis.records import ENDED
+from analysis.records import ENDED, is_number
 
 
 @dataclass(frozen=True)

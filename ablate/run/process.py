@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import select
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from ablate.train.trial import Job
 
 GUARD_EVERY_MS = 500
 MAX_TRIES = 3  # to start a worker: the server that forks it can be killed at that moment
+LONGEST_SOCKET, SOCKET, SHORT_TEMP = 100, "/pymp-12345678/listener-12345678", "/tmp"
 # glibc gives large blocks back to the system and faults them in again at every step; this keeps them
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 28),
@@ -129,9 +131,24 @@ def server() -> multiprocessing.context.ForkServerContext:
     context.set_forkserver_preload(["ablate.run.preload"])
     os.environ.update({key: os.environ.get(key, value) for key, value in ALLOCATOR.items()})
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with _without_interrupts():
+    with _without_interrupts(), _room_for_sockets():
         forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def _room_for_sockets() -> Iterator[None]:
+    """The server listens in a folder of the temporary files, by a path that the system takes: on clusters TMPDIR can
+    be too long for one."""
+    if len(os.fsencode(tempfile.gettempdir())) + len(SOCKET) <= LONGEST_SOCKET:
+        yield
+        return
+    chosen = tempfile.tempdir
+    tempfile.tempdir = SHORT_TEMP
+    try:
+        yield
+    finally:
+        tempfile.tempdir = chosen
 
 
 @contextmanager

@@ -150,7 +150,8 @@ class Courier:
             self.store.put(folder.folder / "record.json", f"{place}/record.json")
             if not folder.checkpoint.is_file():
                 self.store.remove(f"{place}/checkpoint.pt")
-            shutil.rmtree(folder.folder)
+            folder.forget_record()
+            shutil.rmtree(folder.folder, ignore_errors=True)  # its worker lets go of its lease at this moment
         self._folder = None
 
     def _put_changed(self, name: str, file: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -33,6 +32,7 @@ from ablate.run.tune_planner import TunePlanner
 from ablate.run.worker import Event
 from ablate.spec import Resources
 from ablate.train.trial import Job, plan_trial
+from analysis.records import read_lines
 
 ASK_AGAIN_S = 3.0  # how often a trial that another run holds is looked at
 AS_ASKED = 3  # exit code: trials are left, as the command was asked; the same command goes on
@@ -228,8 +228,8 @@ class StudyRun:
         file = self.ledger.study_folder(self.plan.grid.name) / "hypothesis.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         said = registration(block, study_tree(self.plan))
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        if not lines or json.loads(lines[-1])["sha256"] != said["sha256"]:
+        lines = read_lines(file)
+        if not lines or lines[-1].get("sha256") != said["sha256"]:
             append_json(file, {"time": time.time(), **said})
 
     def _planner_of_whole_plan(self, retry_failed: bool) -> Planner:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ablate.spec import flatten
+from analysis.records import is_number
 
 STATUS = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
 # In a call of log_batch: MLflow's limits, the last less 10 %
@@ -100,8 +100,3 @@ def legal(name: str) -> str:
     if made == name and len(made) <= LONGEST_NAME:
         return made
     return f"{made[: LONGEST_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def is_number(value: Any) -> bool:
-    """MLflow would make 1.8e308 of an infinity."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

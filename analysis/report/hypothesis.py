@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.records import is_time, read_lines
 from analysis.tables import SIGN
 
 
@@ -23,12 +23,16 @@ class Expected:
     deviations: list[str] = field(default_factory=list)
 
 
+def _is_whole(line: dict[str, Any]) -> bool:
+    return is_time(line.get("time")) and all(isinstance(line.get(part), dict) for part in ("hypothesis", "planned"))
+
+
 def expected_section(folder: Path, table: pd.DataFrame, overall: pd.DataFrame) -> Expected | None:
     """Of a study's folder, its trials that are compared, and the comparison over all cells. None without one."""
     file = folder / "hypothesis.jsonl"
     if not file.is_file():
         return None
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in read_lines(file) if _is_whole(line)]
     if not lines:
         return None
     first, block = lines[0], lines[0]["hypothesis"]
