@@ -6,7 +6,7 @@ import argparse
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -313,34 +313,24 @@ def _json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="machine-readable output")
 
 
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0")
-    return value
+def _number(kind: type[float], legal: Callable[[float], bool], words: str) -> Callable[[str], float]:
+    """What reads an option's number, and says what it must be."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        if not legal(value):
+            raise argparse.ArgumentTypeError(f"{text!r} must be {words}")
+        return value
+
+    return read
 
 
-def _hours(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of hours above 0, as 0.5")
-    return value
-
-
-def _days(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of days from 0")
-    return value
+_count = _number(int, lambda value: value >= 0, "a whole number from 0")
+_hours = _number(float, lambda value: 0 < value < float("inf"), "a number of hours above 0, as 0.5")
+_days = _number(float, lambda value: 0 <= value < 1e6, "a number of days from 0")
 
 
 def _version() -> str:

@@ -222,6 +222,9 @@ def test_a_priority_is_no_part_of_the_identity(plan: Plan, tmp_path: Path, token
         "seeds: 1\ntune: {train.lr: {low: 1e-3, high: 1e-2, points: 3}, seeds: 1}\n",
         "seeds: 4\nrace: {first: 2, most: 4}\n",
         "seeds: 2\nrungs: {keep: 0.5, at: [0.25]}\n",
+        "seeds: 2\nsizes: {arch.d_model: [4, 8, 16, 24]}\nmatch: none\npromote: {sure: 0}\n",
+        "seeds: 1\nsizes: {arch.d_model: [8, 16, 32]}\nbudgets: {tokens: [1_600, 3_200, 6_400]}\nmatch: none\n"
+        "predict: {flops: 1e11}\n",
     ],
 )
 def test_every_planner_stays_within_a_budget(more: str, ledger: Ledger, write: Write) -> None:

@@ -19,9 +19,10 @@ from ablate.run.ledger import Ledger
 from ablate.run.local import LocalExecutor
 from ablate.run.memory import CAUTION, Needs, Room
 from ablate.run.places import Place, Places
+from ablate.run.speeds import Speeds
 from ablate.run.study import StudyRun
 from ablate.spec import Resources, to_tree
-from ablate.train.trial import Job
+from ablate.train.trial import Job, plan_trial
 
 Write = Callable[..., Path]
 GPU = Resources(gpus=1.0)
@@ -120,6 +121,10 @@ def test_needs_are_those_of_trials_alike(tmp_path: Path, token_cache: Path, ledg
     record |= {"spec": to_tree(other.spec), "environment": {"device": "cpu"}}
     ledger.trial(other.id).commit(record)
     needs.refresh()
+    odd = plan_trial(ledger, spec(seed=9))  # a record that can be read, and does not say what it trained
+    odd.commit(record | {"id": odd.id, "spec": {"train": 3}, "train_flops": 1.0})
+    needs.refresh()
+    Speeds(ledger).refresh()
     assert needs.of(first) == 12345.0 and needs.of(rope) == CAUTION * memory_bytes(rope.row)
 
 

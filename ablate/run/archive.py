@@ -16,7 +16,7 @@ from ablate import __version__
 from ablate.errors import SpecError, UserError
 from ablate.run import schema
 from ablate.run.files import write_whole
-from ablate.run.kept import IMPORT, RESULT_FILES, is_id, is_study, parent_of, study_files
+from ablate.run.kept import IMPORT, RESULT_FILES, is_id, is_study, parent_of, study_files, with_parents
 from ablate.run.ledger import Ledger
 from ablate.run.merge import Merge, merge
 from ablate.run.tarball import MANIFEST, Manifest, checksum, pack, unpack
@@ -37,9 +37,7 @@ class Exported:
 def export(ledger: Ledger, study: str, out: Path, weights: bool = False, force: bool = False) -> Exported:
     """Write a study's archive. Raises `UserError` for an unknown study, or an `out` that holds something else."""
     listed = [each["id"] for each in ledger.study(study)["trials"]]
-    wanted = set(listed)
-    while more := {parent for each in wanted if (parent := parent_of(ledger.trial(each)))} - wanted:
-        wanted |= more
+    wanted = with_parents(listed, lambda each: parent_of(ledger.trial(each)))
     ended = sorted(each for each in wanted if ledger.trial(each).record() is not None)
     names = [f"studies/{study}/{path.as_posix()}" for path in study_files(ledger.study_folder(study))]
     for trial_id in ended:

@@ -105,9 +105,9 @@ class Collector:
                 stays.add(trial_id)
             elif self._age_s(folder.folder) < self.older_than_s:
                 stays.add(trial_id)
-        stays = with_parents(stays, self.parents)
+        stays = with_parents(stays, self.parents.get)
         gone = [each for each in self.ids if each not in stays]
-        return sorted(gone, key=lambda each: (-len(with_parents([each], self.parents)), each))
+        return sorted(gone, key=lambda each: (-len(with_parents([each], self.parents.get)), each))
 
     def _trial(self, trial_id: str) -> Item:
         record = self.records[trial_id]

@@ -6,7 +6,7 @@ What goes from one results folder to another, in an archive or by a merge, is wh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +81,14 @@ def parent_of(folder: TrialFolder) -> str | None:
     return parent if is_id(parent) else None
 
 
-def with_parents(ids: Iterable[str], parents: dict[str, str | None]) -> set[str]:
-    """These trials, what they begin from, what those begin from, and so on."""
+def with_parents(ids: Iterable[str], parent: Callable[[str], str | None]) -> set[str]:
+    """These trials, what they begin from, what those begin from, and so on. `parent` is asked once for each."""
     found: set[str] = set()
     for each in ids:
         trial: str | None = each
         while trial is not None and trial not in found:
             found.add(trial)
-            trial = parents.get(trial)
+            trial = parent(trial)
     return found
 
 

@@ -252,3 +252,17 @@ def _names_trials(row: dict[str, Any]) -> bool:
     """Whether a line of a study's log lists ids."""
     lists = [row.get(key) for key in ("trained", "reused")]
     return all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in lists)
+
+
+class Unread:
+    """The records of a ledger that were not given before. They do not change."""
+
+    def __init__(self, ledger: Ledger):
+        self.ledger = ledger
+        self._given: set[str] = set()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for trial_id in self.ledger.trial_ids():
+            if trial_id not in self._given and (record := self.ledger.trial(trial_id).record()) is not None:
+                self._given.add(trial_id)
+                yield record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from ablate.planview import memory_bytes
 from ablate.resolve import default_gpus
 from ablate.rows import PlannedTrial
-from ablate.run.ledger import Ledger
+from ablate.run.ledger import Ledger, Unread
 from ablate.spec import digest, to_tree
 
 SHARE = 0.9  # of the free memory that trials may fill together
@@ -47,15 +48,13 @@ class Needs:
     """What trials need, by what trials alike have needed, as of the last `refresh`."""
 
     def __init__(self, ledger: Ledger):
-        self.ledger = ledger
-        self._read: set[str] = set()
+        self._unread = Unread(ledger)
         self._peaks: dict[str, float] = {}
 
     def refresh(self) -> None:
-        """Read the records that are not known. They do not change."""
-        for trial_id in self.ledger.trial_ids():
-            if trial_id not in self._read and (record := self.ledger.trial(trial_id).record()) is not None:
-                self._read.add(trial_id)
+        """Read the records that are not known."""
+        for record in self._unread:
+            with suppress(KeyError, TypeError):  # one that does not say what it trained tells nothing
                 if peak := record.get("peak_memory_bytes"):
                     alike = _alike(record["spec"], record["environment"]["device"])
                     self._peaks[alike] = max(float(peak), self._peaks.get(alike, 0.0))

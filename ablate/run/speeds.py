@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from ablate.resolve import default_gpus
 from ablate.rows import PlannedTrial
 from ablate.run.environment import cpu_model
-from ablate.run.ledger import Ledger
+from ablate.run.ledger import Ledger, Unread
 from ablate.spec import digest, to_tree
 
 Kind = tuple[str, str | None, str | None]  # of device, its name, digest of an architecture; None where any will do
@@ -20,15 +21,13 @@ class Speeds:
     """Executed training FLOPs a second of wall time, of the finished trials of a ledger as of the last `refresh`."""
 
     def __init__(self, ledger: Ledger):
-        self.ledger = ledger
-        self._read: set[str] = set()
+        self._unread = Unread(ledger)
         self._speeds: dict[Kind, list[float]] = {}
 
     def refresh(self) -> None:
-        """Read the records that are not known. They do not change."""
-        for trial_id in self.ledger.trial_ids():
-            if trial_id not in self._read and (record := self.ledger.trial(trial_id).record()) is not None:
-                self._read.add(trial_id)
+        """Read the records that are not known."""
+        for record in self._unread:
+            with suppress(KeyError, TypeError):  # one that does not say what it trained tells nothing
                 self._enter(record)
 
     def of(self, trial: PlannedTrial) -> float | None:
