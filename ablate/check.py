@@ -39,7 +39,7 @@ from ablate.checks.time import (
     check_padding,
     check_pointwise,
 )
-from ablate.checks.training import check_factors, check_optimises, check_round_trip, check_unknown
+from ablate.checks.training import check_factors, check_optimises, check_round_trip, check_shared, check_unknown
 from ablate.errors import UserError
 from ablate.registry import add_plugin, load, plugin_files
 from ablate.subject import MODELS, CheckFailed, Subject, subjects
@@ -73,7 +73,7 @@ BY_SLOT: dict[str, tuple[Check, ...]] = {
     "channel": (check_pointwise,),
     "head": (check_normalised,),
     "optimizer": (check_optimises,),
-    "schedule": (check_factors,),
+    "schedule": (check_factors, check_shared),
     "tokenizer": (check_round_trip, check_unknown),
     "task": TASK_CHECKS,
 }

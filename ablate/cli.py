@@ -127,6 +127,7 @@ def _running(run: argparse.ArgumentParser) -> None:
     run.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store (default: SQLite in the results)")
     _models(run)
     run.add_argument("--check-drift", action="store_true", help="train a baseline trial again on this machine")
+    run.add_argument("--no-forks", action="store_true", help="train the steps that trials have in common in each")
     run.add_argument("--retry-failed", action="store_true", help="try failed trials again")
     run.add_argument("--checkpoint-every", type=float, default=15.0, metavar="S", help="seconds (default: 15)")
     run.add_argument(

@@ -10,6 +10,7 @@ from rich.table import Table
 from ablate.errors import plural
 from ablate.rows import Plan, Row
 from ablate.run.ledger import Ledger
+from ablate.run.trunks import saved_flops
 
 
 def plan_json(plan: Plan, ledger: Ledger) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def plan_json(plan: Plan, ledger: Ledger) -> dict[str, Any]:
             for row in plan.rows
         ],
         "total_flops": plan.total_flops,
+        "shared_flops": saved_flops(plan.trials),
     }
 
 
@@ -99,3 +101,9 @@ def print_plan(plan: Plan, ledger: Ledger) -> None:
         f"{plan.grid.match} within {plan.grid.tolerance:.1%}; {plan.total_flops:.3g} training FLOPs in all",
         soft_wrap=True,
     )
+    if saved := saved_flops(plan.trials):
+        console.print(
+            f"trials that differ in length alone train their first steps once: {saved / plan.total_flops:.0%} of "
+            "these FLOPs are not run",
+            soft_wrap=True,
+        )

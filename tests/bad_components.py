@@ -34,7 +34,7 @@ from ablate.components.heads import SoftmaxHead
 from ablate.contracts import Layer
 from ablate.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from ablate.train.optim import OptimizerChoice
-from ablate.train.schedules import Schedule
+from ablate.train.schedules import LinearDecay, Schedule
 
 builds = itertools.count(1)
 
@@ -556,6 +556,14 @@ class HalfWay(Schedule):
 
     def after(self, step: int, warm: int, steps: int) -> float:
         return 0.5
+
+
+@register("schedule", "claims_too_much", paper="none")
+class ClaimsTooMuch(LinearDecay):
+    """Says that longer runs begin as shorter ones do."""
+
+    def shared(self, steps: int, more: int) -> int:
+        return steps
 
 
 # --- tokenizers

@@ -40,6 +40,14 @@ class OneBatch(LanguageModelling):
         return Same()
 
 
+@register("task", "by_length", paper="none")
+class ByLength(LanguageModelling):
+    """A longer run reads other batches."""
+
+    def batches(self, train: TrainSpec, seed: int) -> Any:
+        return super().batches(train, seed + train.steps)
+
+
 @register("task", "too_many_rows", paper="none")
 class TooManyRows(LanguageModelling):
     """Held-out batches of its own size."""

@@ -64,6 +64,27 @@ variants:
 seeds: 2
 """
 
+# Trials that differ in length alone, and have their first steps in common.
+LADDER = """\
+study: ladder
+base:
+  arch: {d_model: 16, n_heads: 2, depth: 1, position: learned}
+  data: {corpus: kjv, tokenizer: bytes, seq_len: 16}
+  train:
+    batch_tokens: 256
+    lr: 3e-3
+    dropout: 0.1
+    schedule: {name: wsd, warmup: 2, decay: 0.2}
+    eval_points: 3
+    eval_tokens: 512
+    final_eval_tokens: 1024
+variants:
+  plain: {}
+  rope: rope
+budgets: {tokens: [3_200, 4_480, 6_400, 8_960, 12_800]}
+seeds: 1
+"""
+
 FAULTS = '''\
 """Norms that go wrong while training: not while the architecture is counted or evaluated."""
 

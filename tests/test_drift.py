@@ -143,9 +143,11 @@ def test_damaged_reruns_and_estimates_are_left_out(tmp_path: Path, content: str)
     label, *_ = study(tmp_path)
     rerun = tmp_path / "drift" / "0123" / f"{label['id']}.json"
     rerun.parent.mkdir(parents=True)
-    for file in (rerun, tmp_path / "studies" / "made" / "estimates.json"):
-        file.write_text(content)
     facts, record = read_study(tmp_path, "made"), Ledger(tmp_path).trial(label["id"]).record()
-    assert record is not None and reruns(tmp_path, facts, {label["id"]: record}) == []
+    assert record is not None
+    rerun.write_text(content.replace("{}", json.dumps(record["environment"])))
+    estimates = content if not content.startswith("{") else json.dumps({label["id"]: json.loads(content)})
+    (tmp_path / "studies" / "made" / "estimates.json").write_text(estimates)
+    assert reruns(tmp_path, facts, {label["id"]: record}) == []
     code, said = run_here("status", "made", "--results", tmp_path)
     assert code == 0 and "6 finished" in said

@@ -12,6 +12,7 @@ import pytest
 from conftest import TINY
 from runs import (
     FAULTS,
+    LADDER,
     LONG,
     Command,
     curves,
@@ -169,6 +170,17 @@ def test_planners_ask_ray_as_they_ask_any_executor(ledger: Ledger, other_ledger:
     code, said = run_here("run", grid, "--results", with_database(other_ledger).root, "--workers", 0)
     assert code == 0 and "2 finished, 2 stopped" in said
     assert curves(ledger) == curves(other_ledger)
+
+
+def test_trials_go_on_from_a_trunk(ledger: Ledger, other_ledger: Ledger, write: Write) -> None:
+    code, said = run_here(*ray_command(ledger, grid := write(LADDER)))
+    assert code == 0 and "10 finished" in said
+    code, said = run_here("run", grid, "--results", with_database(other_ledger).root, "--workers", 0, "--no-forks")
+    assert code == 0 and "10 finished" in said
+    for trial_id in other_ledger.trial_ids():
+        ours, theirs = (each.trial(trial_id).record() for each in (ledger, other_ledger))
+        assert ours is not None and theirs is not None and ours["metrics"] == theirs["metrics"]
+        assert (ours["forked"] is None) == (ours["tokens"] == 12_800) and theirs["forked"] is None
 
 
 def test_a_trial_that_asks_for_more_than_there_is(

@@ -31,6 +31,18 @@ def check_factors(subject: Subject) -> None:
             raise CheckFailed(f"the factor never reaches 1 in a run of {steps} steps")
 
 
+def check_shared(subject: Subject) -> None:
+    """In the first steps that a schedule says a run has in common with a longer one, its factors are the same."""
+    schedule = registry.make("schedule", subject.component)
+    for steps, more in ((1, 2), (2, 10), (10, 1000), (900, 1000), (1000, 1000)):
+        shared = schedule.shared(steps, more)
+        if not 0 <= shared <= steps:
+            raise CheckFailed(f"{shared} steps in common are not from 0 to {steps}")
+        for step in range(shared):
+            if schedule.factor(step, steps) != schedule.factor(step, more):
+                raise CheckFailed(f"runs of {steps} and {more} steps differ in step {step} of {shared} in common")
+
+
 def check_round_trip(subject: Subject) -> None:
     """A tokenizer's ids lie in its vocabulary, what it decodes encodes to the same ids, its state is all of it."""
     if any(option.name == "path" for option in subject.entry.options):

@@ -128,10 +128,10 @@ class TrialFolder:
         return read_curve(self.metrics)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, patience_s: float = LOCK_PATIENCE_S) -> Iterator[None]:
         """Hold the trial: no two processes train it at once, on whichever machines. Raises `Busy`; while it is held,
         what writes to the folder raises `Lost` once another process has taken the trial over."""
-        deadline = time.monotonic() + LOCK_PATIENCE_S
+        deadline = time.monotonic() + patience_s
         with ExitStack() as stack:
             while self._lease is None:
                 try:

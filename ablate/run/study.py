@@ -28,6 +28,7 @@ from ablate.run.promote_planner import PromotePlanner
 from ablate.run.race_planner import RacePlanner
 from ablate.run.stopping import INTERRUPTED, Stop
 from ablate.run.tracking import Mirror
+from ablate.run.trunks import Forks, Wave, waves
 from ablate.run.tune_planner import TunePlanner
 from ablate.run.worker import Event
 from ablate.spec import Resources
@@ -162,6 +163,7 @@ class StudyRun:
         checkpoint_every_s: float,
         deadline: float | None = None,  # by `time.monotonic`: no trial begins after it
         budget: Budget | None = None,
+        forks: bool = True,  # whether trials with common first steps train them once
     ):
         self.ledger = ledger
         self.plan = plan
@@ -170,6 +172,7 @@ class StudyRun:
         self.checkpoint_every_s = checkpoint_every_s
         self._waited_for: set[str] = set()
         self.budget = budget
+        self.forks = forks
         self.needs = Needs(ledger)
         self.stop = Stop(console, ledger.pause_file(plan.grid.name), deadline)
 
@@ -282,14 +285,19 @@ class StudyRun:
                     mirror.add(trial.id)
 
     def _train(self, batch: list[Ask], view: ProgressView, mirror: BackgroundMirror, tally: Tally) -> None:
-        """Run what is asked for; what other runs hold is waited for, and run where they leave it without a record."""
+        """Run what is asked for, trials that go on from others' first steps after these."""
         self.needs.refresh()
-        held: dict[str, Ask] = {}
+        for ask in batch:
+            plan_trial(self.ledger, ask.trial.spec)
+        for wave in waves(batch) if self.forks else [Wave(batch)]:
+            self._train_wave(wave, view, mirror, tally)
+
+    def _train_wave(self, wave: Wave, view: ProgressView, mirror: BackgroundMirror, tally: Tally) -> None:
+        """What other runs hold is waited for, and run where they leave it without a record."""
+        batch, held = wave.asks, dict[str, Ask]()
         while (batch or held) and not self.stop.event.is_set():
-            work = [(self._job(ask), self._needs(ask.trial)) for ask in batch]
+            work = [(self._job(ask, wave.forks.get(ask.trial.id, ())), self._needs(ask.trial)) for ask in batch]
             asks = {ask.trial.id: ask for ask in batch}
-            for ask in batch:
-                plan_trial(self.ledger, ask.trial.spec)
 
             def on_event(event: Event, asks: Mapping[str, Ask] = asks) -> None:
                 if "busy" in event:
@@ -323,7 +331,7 @@ class StudyRun:
         loss, error = record["metrics"]["loss"], record.get("error") or ""
         return {"id": trial_id, "status": record["status"], "loss": loss, "error": error}
 
-    def _job(self, ask: Ask) -> Job:
+    def _job(self, ask: Ask, forks: Forks) -> Job:
         return Job(
             ask.trial.id,
             str(self.ledger.root.resolve()),
@@ -331,6 +339,7 @@ class StudyRun:
             plugins=registry.plugin_files(),
             until=ask.until,
             stop=ask.stop,
+            forks=forks,
             study=self.plan.grid.name,
             memory_bytes=self.needs.of(ask.trial),
             hours=ask.trial.spec.resources.hours,

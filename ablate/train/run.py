@@ -82,6 +82,11 @@ class Run:
         """How many of the last steps had less than the highest learning rate, since that was last in force."""
         return 0
 
+    @property
+    def forks(self) -> bool:
+        """Whether its states do not depend on the length of the run, but for the schedule's: see `forks`."""
+        return False
+
     def state(self) -> State:
         raise NotImplementedError
 
@@ -253,6 +258,10 @@ class TrainingRun(Run):
     def cooled_steps(self) -> int:
         factors = [self.schedule.factor(step, self.steps) for step in range(self.step)]
         return factors[::-1].index(max(factors)) if factors else 0
+
+    @property
+    def forks(self) -> bool:
+        return not self.constrained  # whose constraints are told how much of the run is done
 
     def state(self) -> State:
         return {

@@ -28,6 +28,13 @@ class Schedule:
     def after(self, step: int, warm: int, steps: int) -> float:
         raise NotImplementedError
 
+    def shared(self, steps: int, more: int) -> int:
+        """For how many first steps a run of `steps` and one of `more` certainly have the same factors."""
+        return 0
+
+    def _same_warmup(self, steps: int, more: int) -> bool:
+        return length(self.warmup, steps) == length(self.warmup, more)
+
 
 def length(value: float, steps: int) -> int:
     """Steps that `value` stands for, at most the whole run."""
@@ -40,6 +47,9 @@ class Constant(Schedule):
 
     def after(self, step: int, warm: int, steps: int) -> float:
         return 1.0
+
+    def shared(self, steps: int, more: int) -> int:
+        return min(steps, more) if self._same_warmup(steps, more) else 0
 
 
 @register("schedule", "cosine", paper="Loshchilov and Hutter 2017, arXiv:1608.03983; Hoffmann et al. 2022")
@@ -113,6 +123,9 @@ class InverseSqrt(Schedule):
     def after(self, step: int, warm: int, steps: int) -> float:
         return math.sqrt(max(1, warm) / (step + 1))
 
+    def shared(self, steps: int, more: int) -> int:
+        return min(steps, more) if self._same_warmup(steps, more) else 0
+
 
 @register(
     "schedule",
@@ -141,12 +154,20 @@ class WarmupStableDecay(Schedule):
         self.final = final
 
     def after(self, step: int, warm: int, steps: int) -> float:
-        begin = max(warm, steps - length(self.decay, steps))
+        begin = self._decay_begins(warm, steps)
         if step < begin:
             return 1.0
         done = _progress(step, begin, steps)
         left = 1 - (math.sqrt(done) if self.shape == "sqrt" else done)
         return self.final + (1 - self.final) * left
+
+    def _decay_begins(self, warm: int, steps: int) -> int:
+        return max(warm, steps - length(self.decay, steps))
+
+    def shared(self, steps: int, more: int) -> int:
+        if not self._same_warmup(steps, more):
+            return 0
+        return min(self._decay_begins(length(self.warmup, each), each) for each in (steps, more))
 
 
 def _progress(step: int, begin: int, steps: int) -> float:

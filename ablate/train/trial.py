@@ -30,6 +30,7 @@ from ablate.run.outcome import final_metrics, without_result
 from ablate.spec import TrialSpec, canonical, parse, to_tree
 from ablate.train import checkpoint
 from ablate.train.fitted import new_run
+from ablate.train.forks import forked_from, leave
 from ablate.train.memory import Pieces, free, out_of_memory
 from ablate.train.run import Diverged
 
@@ -53,6 +54,7 @@ class Job:
     plugins: dict[str, str] = field(default_factory=dict)  # path -> hash of its syntax tree
     until: int | None = None  # pause after this step, leaving a checkpoint
     stop: bool = False  # end it where it stands
+    forks: tuple[tuple[int, str], ...] = ()  # after which step to leave its state to which trial
     crowded: bool = False  # others share its GPU: where memory is refused it ends, to be tried alone
     study: str = ""  # for which it is trained
     cores: tuple[int, ...] = ()  # to which its worker is pinned
@@ -232,6 +234,7 @@ class Trial:
         self.segment = shown = time.perf_counter()
         while True:
             run.train_step()
+            self._leave_forks()
             now = time.perf_counter()
             if run.step in run.eval_steps or run.step == run.steps:
                 break
@@ -266,10 +269,28 @@ class Trial:
         """Write a checkpoint, and space the next ones so that writing them stays a small part of the time."""
         self._clock()
         begun = time.perf_counter()
+        checkpoint.save(self.folder.checkpoint, self._state(), self.folder.keep_older_checkpoint)
+        self.saved = self.segment = time.perf_counter()
+        cost = self.saved - begun
+        self.checkpoint_every_s = max(self.job.checkpoint_every_s, cost / CHECKPOINT_SHARE)
+
+    def _leave_forks(self) -> None:
+        """Leave the state to the trials that have the steps so far in common with this one."""
+        due = [each for step, each in self.job.forks if step == self.run.step and self.run.forks]
+        if not due:
+            return
+        self._clock()
+        state = self._state()
+        for each in due:
+            leave(self.folder, TrialFolder(self.folder.folder.with_name(each)), self.run.step, state)
+        self.segment = time.perf_counter()
+
+    def _state(self) -> checkpoint.State:
+        """Everything to go on from, with the curve so far on the disk."""
         with open(self.folder.metrics, "rb") as stream:
             os.fsync(stream.fileno())
         size = self.folder.metrics.stat().st_size
-        extra = {
+        return self.run.state() | {
             "metrics_bytes": size,
             "metrics_sha256": checkpoint.hash_of(self.folder.metrics, size),
             "train_s": self.train_s,
@@ -279,10 +300,6 @@ class Trial:
             "seen_at_first": self.seen_at_first,
             **self.pieces.state(),
         }
-        checkpoint.save(self.folder.checkpoint, self.run.state() | extra, self.folder.keep_older_checkpoint)
-        self.saved = self.segment = time.perf_counter()
-        cost = self.saved - begun
-        self.checkpoint_every_s = max(self.job.checkpoint_every_s, cost / CHECKPOINT_SHARE)
 
     def _clock(self) -> None:
         """Count the time since the segment began as training time."""
@@ -325,6 +342,7 @@ class Trial:
             "error": reason,
             "spec": to_tree(spec),
             "parent": spec.parent,
+            "forked": forked_from(self.folder.history()),
             "begun": run.begun,
             "metric": {"name": run.task.metric, "better": "higher" if run.task.higher_is_better else "lower"},
             "metrics": final_metrics(self.folder, status),

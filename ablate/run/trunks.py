@@ -1,0 +1,44 @@
+"""In which order trials with common first steps are run: see `ablate.train.forks`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ablate.rows import PlannedTrial
+from ablate.run.planner import Ask
+from ablate.train.forks import forks_of
+
+Forks = tuple[tuple[int, str], ...]  # at which step a trunk leaves its state to which trial
+
+
+@dataclass
+class Wave:
+    """Trials that can be run side by side, with what the trunks among them leave to the next wave."""
+
+    asks: list[Ask]
+    forks: dict[str, Forks] = field(default_factory=dict)
+
+
+def waves(asks: Sequence[Ask]) -> list[Wave]:
+    """Trunks and what has none, then the trials that go on from them. Asks for a part of a trial stay as they are."""
+    whole = [ask for ask in asks if ask.until is None and not ask.stop]
+    found = forks_of(ask.trial.spec for ask in whole)
+    if not found:
+        return [Wave(list(asks))]
+    left: dict[str, list[tuple[int, str]]] = {}
+    for fork, (trunk, step) in found.items():
+        left.setdefault(trunk, []).append((step, fork))
+    first = Wave(
+        [ask for ask in asks if ask.trial.id not in found],
+        {trunk: tuple(sorted(forks)) for trunk, forks in left.items()},
+    )
+    return [first, Wave([ask for ask in asks if ask.trial.id in found])]
+
+
+def saved_flops(trials: Sequence[PlannedTrial]) -> float:
+    """Training FLOPs of these trials that are not computed twice when all of them are trained. (A model whose
+    constraints are told how much of its run is done takes its first steps alone after all.)"""
+    by_id = {trial.id: trial for trial in trials}
+    shares = ((by_id[fork], step) for fork, (_, step) in forks_of(trial.spec for trial in trials).items())
+    return sum(trial.row.flops * step / trial.spec.train.steps for trial, step in shares)

@@ -1,0 +1,172 @@
+"""Trials that differ in how long they train run their first steps once, to the numbers that each would come to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import LADDER, events, new_results, plan_of, run_here, spec, train, with_database
+
+from ablate.run.ledger import Ledger, TrialFolder
+from ablate.run.trunks import saved_flops
+from ablate.spec import TrialSpec, canonical
+from ablate.train import checkpoint
+from ablate.train.forks import forks_of, shared_steps
+from ablate.train.trial import plan_trial
+
+Write = Callable[..., Path]
+WSD = {"name": "wsd", "warmup": 2, "decay": 0.2}
+
+
+def of_length(tokens: int, **settings: Any) -> TrialSpec:
+    changes = {"train.schedule": WSD, "train.batch_tokens": 256, "train.tokens": tokens}
+    return spec({**changes, **{f"train.{name}": value for name, value in settings.items()}})
+
+
+def record_of(folder: TrialFolder) -> dict[str, Any]:
+    record = folder.record()
+    assert record is not None
+    return record
+
+
+def result(folder: TrialFolder) -> dict[str, Any]:
+    """What a trial came to, without what says how it came there."""
+    record = record_of(folder)
+    keys = ("status", "metrics", "params_total", "train_flops", "tokens", "steps", "layers", "diagnostics")
+    return {key: record[key] for key in keys}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> Ledger:
+    """The ladder trained without forks."""
+    ledger = with_database(new_results(tmp_path_factory.mktemp("alone") / "results", token_cache))
+    grid = ledger.root / "grid.yaml"
+    grid.write_text(LADDER)
+    code, said = run_here("run", grid, "--results", ledger.root, "--workers", 0, "--no-forks")
+    assert code == 0 and "10 finished" in said
+    assert all(record_of(ledger.trial(each))["forked"] is None for each in ledger.trial_ids())
+    return ledger
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_ladder_is_trained_on_one_trunk(workers: int, alone: Ledger, ledger: Ledger, write: Write) -> None:
+    """Metrics, weights and layers are bit for bit those of independent runs, for about half of the steps."""
+    code, said = run_here("run", write(LADDER), "--results", with_database(ledger).root, "--workers", workers)
+    assert code == 0 and "10 finished" in said, said
+    steps = {True: 0, False: 0}
+    for trial_id in alone.trial_ids():
+        assert result(ledger.trial(trial_id)) == result(alone.trial(trial_id))
+        assert ledger.trial(trial_id).weights.read_bytes() == alone.trial(trial_id).weights.read_bytes()
+        record = record_of(ledger.trial(trial_id))
+        forked = record["forked"]
+        longest = record["tokens"] == 12_800
+        assert (forked is None) == longest
+        assert events(ledger.trial(trial_id)) == (["start", "end"] if longest else ["fork", "resume", "end"])
+        steps[False] += record["steps"]
+        steps[True] += record["steps"] - (forked["step"] if forked else 0)
+        if forked:
+            assert record_of(ledger.trial(forked["trial"]))["tokens"] == 12_800
+    assert steps[True] <= 0.55 * steps[False]
+    assert not list(ledger.root.glob("trials/*/checkpoint*.pt"))
+
+
+def test_the_plan_says_what_is_not_run(tmp_path: Path, token_cache: Path, write: Write) -> None:
+    plan = plan_of(LADDER, tmp_path, token_cache)
+    saved = saved_flops(plan.trials)
+    assert saved / plan.total_flops == pytest.approx(
+        0.8 * (12.5 + 17.5 + 25 + 35) / (12.5 + 17.5 + 25 + 35 + 50), rel=0.03
+    )
+    code, said = run_here("plan", write(LADDER), "--results", tmp_path / "results")
+    assert code == 0 and f"{saved / plan.total_flops:.0%} of these FLOPs are not run" in said
+    code, said = run_here("plan", write(LADDER), "--results", tmp_path / "results", "--json")
+    assert json.loads(said)["shared_flops"] == saved
+    alone = LADDER.replace("warmup: 2", "warmup: 0.1")
+    code, said = run_here("plan", write(alone), "--results", tmp_path / "results")
+    assert code == 0 and "not run" not in said
+
+
+def test_what_has_steps_in_common() -> None:
+    short, long = of_length(2560), of_length(5120)
+    assert shared_steps(short, long) == 8 and shared_steps(long, short) == 8
+    assert forks_of([short, long]) == {short.trial_id: (long.trial_id, 8)}
+    assert forks_of([short]) == forks_of([short, short]) == forks_of([]) == {}
+    for other in (
+        of_length(5120, lr=1e-3),
+        of_length(5120, dropout=0.3),
+        of_length(5120, eval_tokens=256),
+        replace(long, seed=7),
+        of_length(5120, schedule={**WSD, "warmup": 3}),
+        of_length(5120, schedule={**WSD, "decay": 0.3}),
+    ):
+        assert forks_of([short, other]) == {}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": "cosine"},
+        {"schedule": {**WSD, "warmup": 0.1}},
+        {"batch_ramp": 0.5},
+        {"seq_warmup": 0.5},
+        {"schedule": {**WSD, "warmup": 0, "decay": 0.95}},  # half a step is not worth waiting
+    ],
+)
+def test_what_knows_its_end_from_the_beginning(settings: dict[str, Any]) -> None:
+    assert forks_of([of_length(2560, **settings), of_length(5120, **settings)]) == {}
+
+
+@pytest.mark.parametrize("schedule", ["constant", {"name": "inverse_sqrt", "warmup": 2}])
+def test_a_schedule_without_an_end_shares_all_but_the_last_step(
+    schedule: Any, ledger: Ledger, tmp_path: Path
+) -> None:
+    short, long = of_length(2560, schedule=schedule), of_length(5120, schedule=schedule)
+    assert forks_of([short, long]) == {short.trial_id: (long.trial_id, 9)}
+    expected = train(new_results(tmp_path / "alone", ledger.cache.resolve()), short)
+    folder = plan_trial(ledger, short)
+    train(ledger, long, forks=((9, folder.id),))
+    assert result(train(ledger, short)) == result(expected) and events(folder) == ["fork", "resume", "end"]
+
+
+def test_a_model_that_is_told_how_much_is_done_does_not_fork(ledger: Ledger) -> None:
+    """Its constraints follow the share of the run."""
+    settings = {"arch.sublayers": {"s": "weighted"}, "arch.order": "s"}
+    short, long = (spec({**settings, "train.schedule": WSD, "train.tokens": each}) for each in (2560, 5120))
+    folder = plan_trial(ledger, short)
+    train(ledger, long, forks=((4, folder.id),))
+    assert folder.history() == [] and not folder.checkpoint.exists()
+
+
+def test_a_trunk_leaves_nothing_where_a_trial_has_begun(ledger: Ledger) -> None:
+    """Nor to one that another process holds, or that has ended."""
+    short, long = of_length(2560), of_length(5120)
+    folder = plan_trial(ledger, short)
+    with folder.locked():
+        trunk = train(ledger, long, forks=((8, folder.id),))
+    assert not folder.checkpoint.exists() and folder.history() == []
+    checkpoint.save(folder.checkpoint, {"step": 1})
+    trunk.forget_record()
+    train(ledger, long, forks=((8, folder.id),))
+    assert checkpoint.load(folder.checkpoint) == {"step": 1} and folder.history() == []
+
+
+def test_a_fork_that_is_damaged_begins_anew(ledger: Ledger, tmp_path: Path) -> None:
+    short, long = of_length(2560), of_length(5120)
+    folder = plan_trial(ledger, short)
+    train(ledger, long, forks=((8, folder.id),))
+    content = folder.checkpoint.read_bytes()
+    folder.checkpoint.write_bytes(content[:-100] + b"x" + content[-99:])
+    train(ledger, short)
+    assert events(folder) == ["fork", "start", "end"] and record_of(folder)["forked"] is None
+    assert result(folder) == result(train(new_results(tmp_path / "alone", ledger.cache.resolve()), short))
+
+
+def test_how_long_it_trains_is_the_only_difference(ledger: Ledger) -> None:
+    """So that a new setting of a trial is never taken for none: all of the identity counts but the length."""
+    short, long = of_length(2560), of_length(5120)
+    one, two = canonical(short), canonical(long)
+    differ = [key for key in one["train"] if one["train"][key] != two["train"][key]]
+    assert differ == ["tokens"] and {**one, "train": 0} == {**two, "train": 0}
