@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Options of a run that `resume` goes on with
 KEPT = (
     *("executor", "workers", "address", "ship", "store", "tracking_uri", "log_models", "checkpoint_every"),
-    *("max_hours", "budget", "pack", "check_drift", "no_forks"),
+    *("max_hours", "budget", "pack", "check_drift", "no_forks", "profile"),
 )
 
 
@@ -104,8 +104,11 @@ def _run(options: Namespace, grid: Grid, begun: float) -> int:
         uri = options.tracking_uri or default_uri(options.results)
         deadline = None if options.max_hours is None else begun + 3600 * options.max_hours
         executor = _executor(options, plan)
-        forks = not options.no_forks
-        study = StudyRun(ledger, plan, executor, console, options.checkpoint_every, deadline, budget, forks)
+        study = StudyRun(
+            *(ledger, plan, executor, console, options.checkpoint_every, deadline, budget),
+            forks=not options.no_forks,
+            profile=options.profile,
+        )
         outcome = study.run(uri, options.retry_failed, options.log_models)
         if options.check_drift and not outcome.stopped:
             _check_drift(ledger, study.plan, console)

@@ -18,6 +18,8 @@ class Column:
     where: str = ""
 
 
+PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "logging", "checkpoint")  # of a trial's time
+
 COLUMNS = (
     Column("trial_id", "string", "", "hash of what was asked"),
     Column("group_id", "string", "", "the same without the seed: replicates share it"),
@@ -29,6 +31,8 @@ COLUMNS = (
     Column("seed", "Int64", "", "of initialisation, data order and dropout"),
     Column("parent", "string", "", "trial whose trained weights this one began from", "parent"),
     Column("parent_seed", "Int64", "", "that trial's seed"),
+    Column("forked_from", "string", "", "longer trial whose first steps this one went on from", "forked.trial"),
+    Column("forked_step", "float64", "", "how many of them", "forked.step"),
     Column("status", "string", "", "finished | diverged | failed | stopped; pending when there is no record yet"),
     Column("loss", "float64", "nats/token", "final validation loss; missing unless finished", "metrics.loss"),
     Column("early_loss", "float64", "nats/token", "validation loss nearest to 1/8 of the budget"),
@@ -57,6 +61,7 @@ COLUMNS = (
     Column("steps_per_s", "float64", "1/s", "training steps, evaluation not counted"),
     Column("tokens_per_s", "float64", "tokens/s", "training throughput, evaluation not counted", "tokens_per_s"),
     Column("wall_s", "float64", "s", "from start to end, all attempts", "wall_s"),
+    *(Column(f"{each}_s", "float64", "s", f"in {each}, with `--profile`", f"profile.{each}") for each in PHASES),
     Column("peak_memory_bytes", "float64", "bytes", "most memory used", "peak_memory_bytes"),
     Column("tokens_of", "string", "", "fingerprint of the text, its splits and the tokenizer", "data.fingerprint"),
     Column("restores_text", "boolean", "", "whether the tokenizer gives its text back", "data.restores_text"),

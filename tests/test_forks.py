@@ -72,6 +72,9 @@ def test_a_ladder_is_trained_on_one_trunk(workers: int, alone: Ledger, ledger: L
             assert record_of(ledger.trial(forked["trial"]))["tokens"] == 12_800
     assert steps[True] <= 0.55 * steps[False]
     assert not list(ledger.root.glob("trials/*/checkpoint*.pt"))
+    told = (ledger.study_folder("ladder") / "report" / "report.md").read_text()
+    assert "8 of 10 trials went on from the first steps of longer ones" in told
+    assert "Shared first steps" not in (alone.study_folder("ladder") / "report" / "report.md").read_text()
 
 
 def test_the_plan_says_what_is_not_run(tmp_path: Path, token_cache: Path, write: Write) -> None:

@@ -295,11 +295,12 @@ def test_a_trained_study_fills_every_column(tmp_path: Path, write, token_cache: 
     write_study(ledger, plan)
     for trial in plan.trials:
         plan_trial(ledger, trial.spec)
-        *_, last = run_trial(Job(trial.id, str(ledger.root)))
+        *_, last = run_trial(Job(trial.id, str(ledger.root), profile=True))
         assert last["status"] == "finished", ledger.trial(trial.id).record()
     table = study_table(ledger.root, grid.name)
     typed(table)
-    rest = table.drop(columns=["error", "parent", "parent_seed"])  # nothing went wrong, and all began afresh
+    afresh = ["error", "parent", "parent_seed", "forked_from", "forked_step"]  # nothing went wrong
+    rest = table.drop(columns=afresh)
     assert rest.columns[rest.isna().any()].empty
     assert set(table["train.dropout"]) == {0.1} and set(table["variant"]) == {"plain", "rope"}
     assert (table["generalisation_gap"] == table["loss"] - table["train_loss"]).all()

@@ -164,6 +164,7 @@ class StudyRun:
         deadline: float | None = None,  # by `time.monotonic`: no trial begins after it
         budget: Budget | None = None,
         forks: bool = True,  # whether trials with common first steps train them once
+        profile: bool = False,  # measure where trials' time goes
     ):
         self.ledger = ledger
         self.plan = plan
@@ -172,7 +173,7 @@ class StudyRun:
         self.checkpoint_every_s = checkpoint_every_s
         self._waited_for: set[str] = set()
         self.budget = budget
-        self.forks = forks
+        self.forks, self.profile = forks, profile
         self.needs = Needs(ledger)
         self.stop = Stop(console, ledger.pause_file(plan.grid.name), deadline)
 
@@ -340,6 +341,7 @@ class StudyRun:
             until=ask.until,
             stop=ask.stop,
             forks=forks,
+            profile=self.profile,
             study=self.plan.grid.name,
             memory_bytes=self.needs.of(ask.trial),
             hours=ask.trial.spec.resources.hours,

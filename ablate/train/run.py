@@ -20,6 +20,7 @@ from ablate.train.checkpoint import State
 from ablate.train.finetune import DecayToStart, Mixout, distances, taken_from, top_layers
 from ablate.train.optim import decay_groups
 from ablate.train.pace import PacedBatches
+from ablate.train.profile import NoProfile
 from ablate.train.start import begin_from, load_weights
 from ablate.train.steps import evaluation_steps
 
@@ -52,6 +53,7 @@ class Run:
         self.model: nn.Module = model.to(device)
         self.eval_steps = evaluation_steps(self.steps, spec.train.eval_points)
         self.step = 0
+        self.profile = NoProfile()
         self.pieces = 1  # in which a micro-batch is computed where memory is short: see `memory.Pieces`
 
     @property
@@ -171,7 +173,8 @@ class TrainingRun(Run):
 
         Raises `Diverged`, on a fixed grid of steps.
         """
-        train = self.spec.train
+        train, lap = self.spec.train, self.profile.lap
+        self.profile.begin()
         self._seed_dropout()
         rate = train.lr * self.schedule.factor(self.step, self.steps)
         for group in self.optimizer.param_groups:
@@ -183,10 +186,14 @@ class TrainingRun(Run):
             self.mixout.mix(self.step)
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
         for part, share in zip(parts, shares(parts), strict=True):
+            batch = part.to(self.device)
+            lap("data")
             with self.autocast():
-                objective, part_nll = self.task.objective(self.model, part.to(self.device), train)
+                objective, part_nll = self.task.objective(self.model, batch, train)
+            lap("forward")
             (objective * share).backward()
             nll += part_nll * share
+            lap("backward")
         if self.mixout is not None:
             self.mixout.unmix()
         limit = train.clip if train.clip is not None else math.inf
@@ -202,6 +209,7 @@ class TrainingRun(Run):
             self._follow(self.average)
         self.loss_sum += nll
         torch.maximum(self.loss_max, nll, out=self.loss_max)
+        lap("optimizer")
         self.summed += 1
         if self.step == 0:
             self.first_loss = nll.item()

@@ -22,16 +22,18 @@ from ablate import registry
 from ablate.cost import Cost, CostBook
 from ablate.diagnose.record import diagnose
 from ablate.errors import UserError
-from ablate.run.environment import environment, peak_memory_bytes
+from ablate.run.environment import environment
 from ablate.run.files import read_json, write_json
 from ablate.run.lease import Busy
 from ablate.run.ledger import Ledger, TrialFolder
-from ablate.run.outcome import final_metrics, without_result
+from ablate.run.outcome import without_result
 from ablate.spec import TrialSpec, canonical, parse, to_tree
 from ablate.train import checkpoint
 from ablate.train.fitted import new_run
-from ablate.train.forks import forked_from, leave
+from ablate.train.forks import leave
 from ablate.train.memory import Pieces, free, out_of_memory
+from ablate.train.profile import NoProfile, Profile
+from ablate.train.record import record_of
 from ablate.train.run import Diverged
 
 OUT_OF_MEMORY = "out of memory"  # begins the error of a trial that ran out of it
@@ -55,6 +57,7 @@ class Job:
     until: int | None = None  # pause after this step, leaving a checkpoint
     stop: bool = False  # end it where it stands
     forks: tuple[tuple[int, str], ...] = ()  # after which step to leave its state to which trial
+    profile: bool = False  # measure where its time goes
     crowded: bool = False  # others share its GPU: where memory is refused it ends, to be tried alone
     study: str = ""  # for which it is trained
     cores: tuple[int, ...] = ()  # to which its worker is pinned
@@ -192,6 +195,7 @@ class Trial:
         self.saved = self.segment = self.began
         self.checkpoint_every_s = job.checkpoint_every_s
         self.last_loss: float | None = None
+        self.profile = Profile(device) if job.profile else NoProfile()
         self.layers_at_first: dict[str, list[float | None]] | None = None
         self.seen_at_first: dict[str, Any] = {}
         self._resume()
@@ -210,12 +214,16 @@ class Trial:
                 self.last_loss = state["last_loss"]
                 self.layers_at_first = state["layers_at_first"]
                 self.seen_at_first = state["seen_at_first"]
+                if self.job.profile:
+                    self.profile = Profile(self.device, state["profile"])
+                self.run.profile = self.profile
                 os.truncate(self.folder.metrics, state["metrics_bytes"])
                 self.folder.note("resume", step=self.run.step, study=self.job.study, **damaged)
                 return
             if file.exists():
                 damaged = {"fell_back": [*damaged.get("fell_back", []), file.name]}
                 file.unlink()
+        self.run.profile = self.profile
         self.folder.metrics.write_bytes(b"")
         self.folder.note("start", step=0, study=self.job.study, **damaged)
         self.layers_at_first = self.run.by_layer()
@@ -252,9 +260,12 @@ class Trial:
     def _evaluate(self) -> None:
         last = self.run.step == self.run.steps
         for split in self.run.splits_at(last):
+            self.profile.begin()
             metrics = self.run.evaluate(split, last)
+            self.profile.lap("evaluation")
             loss = metrics["loss"]
             self._row(split, **metrics)
+            self.profile.lap("logging")
             if split == "valid" or "valid" not in self.run.task.splits:
                 self.last_loss = loss
             if last and not math.isfinite(loss):  # the last updates spoiled it, after the last look at its loss
@@ -269,7 +280,9 @@ class Trial:
         """Write a checkpoint, and space the next ones so that writing them stays a small part of the time."""
         self._clock()
         begun = time.perf_counter()
+        self.profile.begin()
         checkpoint.save(self.folder.checkpoint, self._state(), self.folder.keep_older_checkpoint)
+        self.profile.lap("checkpoint")
         self.saved = self.segment = time.perf_counter()
         cost = self.saved - begun
         self.checkpoint_every_s = max(self.job.checkpoint_every_s, cost / CHECKPOINT_SHARE)
@@ -298,6 +311,7 @@ class Trial:
             "last_loss": self.last_loss,
             "layers_at_first": self.layers_at_first,
             "seen_at_first": self.seen_at_first,
+            "profile": self.profile.state(),
             **self.pieces.state(),
         }
 
@@ -326,55 +340,11 @@ class Trial:
             self._row("batch", float("nan"))
         weights = {"model": self.run.measured().state_dict(), "step": self.run.step}
         checkpoint.save(self.folder.weights, weights, self.folder.check_held)
-        record = self._record(status, reason)
+        record = record_of(self, status, reason)
         self.folder.commit(record)
         if status != "stopped":  # another study may want it trained to its end
             self.folder.forget_checkpoints()
         return record
-
-    def _record(self, status: str, reason: str | None) -> dict[str, Any]:
-        spec, run, cost = self.spec, self.run, self.cost
-        tokens = spec.train.tokens_at(run.step)
-        return {
-            "id": spec.trial_id,
-            "group_id": spec.group_id,
-            "status": status,
-            "error": reason,
-            "spec": to_tree(spec),
-            "parent": spec.parent,
-            "forked": forked_from(self.folder.history()),
-            "begun": run.begun,
-            "metric": {"name": run.task.metric, "better": "higher" if run.task.higher_is_better else "lower"},
-            "metrics": final_metrics(self.folder, status),
-            "layers": {"initial": self.layers_at_first, "final": run.by_layer()},
-            "diagnostics": self._diagnostics(),
-            "params_total": cost.params_total,
-            "params_non_embedding": cost.params_non_embedding,
-            "params_active": cost.params_active,
-            "params_by_slot": cost.params_by_slot,
-            "flops_per_token": cost.flops_forward,
-            "flops_per_token_backward": cost.flops_backward,
-            "flops_per_token_algorithmic": cost.flops_algorithmic,
-            "train_flops": cost.flops_train * tokens,
-            "train_flops_6nd": cost.flops_6n * tokens,
-            "tokens": tokens,
-            "steps": run.step,
-            "cooled_steps": run.cooled_steps(),
-            "epochs": tokens / run.task.train_tokens,
-            "data": run.task.facts(),
-            "tokens_per_s": tokens / self.train_s if self.train_s else None,
-            "wall_s": self.wall_s(),
-            "micro_batches": self.pieces.count,
-            "micro_note": self.pieces.note,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-            "environment": environment(self.device),
-            "ended": time.time(),
-        }
-
-    def _diagnostics(self) -> dict[str, dict[str, Any]]:
-        """Each diagnostic that was asked for, before the first step and after the last."""
-        final = diagnose(self.run, final=True)
-        return {name: {"initial": self.seen_at_first[name], "final": final[name]} for name in final}
 
 
 def _is_the_machines(error: BaseException, job: Job) -> bool:

@@ -15,6 +15,7 @@ from analysis.errors import AnalysisError
 from analysis.ranking import against_published, agreement_lines, proxies, proxy_lines
 from analysis.report.drift import environment_cells, environments
 from analysis.report.noise import noise_cells, noise_table
+from analysis.report.profile import BESIDE, STEP, profile_cells, profile_table
 from analysis.report.promotion import promotion_cells, promotion_table
 from analysis.report.words import interval
 from analysis.sensitivity import VALUES, sensitivity
@@ -48,6 +49,8 @@ def findings(results: Path, facts: dict[str, Any], table: pd.DataFrame, curves: 
     tried: dict[str, Callable[[], Finding | None]] = {
         "Promotion": lambda: _promotion(facts, table),
         "Noise": lambda: _noise(table, baseline),
+        "Shared first steps": lambda: _forks(table),
+        "Where the time goes": lambda: _profile(table),
         "Machines and libraries": lambda: _environments(results, facts),
         "Do gains stack?": lambda: _stacking(facts.get("design"), table),
         "Speed-up": lambda: _speedup(table, baseline, curves),
@@ -94,6 +97,35 @@ def _noise(table: pd.DataFrame, baseline: str) -> Finding:
         "`ablate power` says how many seeds a smaller one needs."
     )
     return Finding("noise", "Noise", rows, (), headings, noise_cells(rows, baseline), note)
+
+
+def _forks(table: pd.DataFrame) -> Finding | None:
+    done = table[table["train_flops"].notna()]
+    forked = done[done["forked_step"].notna()]
+    if forked.empty:
+        return None
+    saved = float((forked["train_flops"] * forked["forked_step"] / forked["steps"]).sum())
+    line = (
+        f"{len(forked)} of {len(done)} trials went on from the first steps of longer ones, which differ from them in "
+        f"length alone: {saved:.3g} FLOPs, {saved / float(done['train_flops'].sum()):.0%} of the trials' "
+        "training FLOPs, were not run twice. Their losses are, bit for bit, those of independent runs; their curves "
+        "have the longer trial's evaluations up to the fork."
+    )
+    columns = ["trial_id", "variant", *CELL, "seed", "forked_from", "forked_step", "steps"]
+    return Finding("forks", "Shared first steps", forked[columns], lines=[line])
+
+
+def _profile(table: pd.DataFrame) -> Finding | None:
+    rows = profile_table(table)
+    if rows.empty:
+        return None
+    headings = (("cell", "l"), ("variant", "l"), ("trials", ""), *((f"{each}, ms a step", "") for each in STEP),
+                *((each, "") for each in BESIDE))  # fmt: skip
+    note = (
+        "Medians over trials that ran with --profile. Beside the steps: shares of the wall time; the rest is set-up, "
+        "looks inside the model, and what the operating system gave to others."
+    )
+    return Finding("profile", "Where the time goes", rows, (), headings, profile_cells(rows), note)
 
 
 def _environments(results: Path, facts: dict[str, Any]) -> Finding | None:
