@@ -30,6 +30,7 @@ def profile_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def profile_cells(rows: pd.DataFrame) -> list[list[str]]:
+    """The cells of that table as text."""
     return [
         [
             *(cell_name(row), str(row["variant"]), str(row["trials"])),
