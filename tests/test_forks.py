@@ -6,16 +6,17 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from runs import LADDER, events, new_results, plan_of, run_here, spec, train, with_database
 
+from ablate.rows import PlannedTrial, Row
 from ablate.run.ledger import Ledger, TrialFolder
-from ablate.run.trunks import saved_flops
+from ablate.run.trunks import forks_of, saved_flops
 from ablate.spec import TrialSpec, canonical
 from ablate.train import checkpoint
-from ablate.train.forks import forks_of, shared_steps
+from ablate.train.forks import shared_steps
 from ablate.train.trial import plan_trial
 
 Write = Callable[..., Path]
@@ -25,6 +26,11 @@ WSD = {"name": "wsd", "warmup": 2, "decay": 0.2}
 def of_length(tokens: int, **settings: Any) -> TrialSpec:
     changes = {"train.schedule": WSD, "train.batch_tokens": 256, "train.tokens": tokens}
     return spec({**changes, **{f"train.{name}": value for name, value in settings.items()}})
+
+
+def forks(*specs: TrialSpec) -> dict[str, tuple[str, int]]:
+    """Whose steps each of these trials goes on from; what a row costs has no part in it."""
+    return forks_of([PlannedTrial(spec.trial_id, spec, cast(Row, object())) for spec in specs])
 
 
 def record_of(folder: TrialFolder) -> dict[str, Any]:
@@ -95,8 +101,8 @@ def test_the_plan_says_what_is_not_run(tmp_path: Path, token_cache: Path, write:
 def test_what_has_steps_in_common() -> None:
     short, long = of_length(2560), of_length(5120)
     assert shared_steps(short, long) == 8 and shared_steps(long, short) == 8
-    assert forks_of([short, long]) == {short.trial_id: (long.trial_id, 8)}
-    assert forks_of([short]) == forks_of([short, short]) == forks_of([]) == {}
+    assert forks(short, long) == {short.trial_id: (long.trial_id, 8)}
+    assert forks(short) == forks(short, short) == forks() == {}
     for other in (
         of_length(5120, lr=1e-3),
         of_length(5120, dropout=0.3),
@@ -105,7 +111,7 @@ def test_what_has_steps_in_common() -> None:
         of_length(5120, schedule={**WSD, "warmup": 3}),
         of_length(5120, schedule={**WSD, "decay": 0.3}),
     ):
-        assert forks_of([short, other]) == {}
+        assert forks(short, other) == {}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +125,7 @@ def test_what_has_steps_in_common() -> None:
     ],
 )
 def test_what_knows_its_end_from_the_beginning(settings: dict[str, Any]) -> None:
-    assert forks_of([of_length(2560, **settings), of_length(5120, **settings)]) == {}
+    assert forks(of_length(2560, **settings), of_length(5120, **settings)) == {}
 
 
 @pytest.mark.parametrize("schedule", ["constant", {"name": "inverse_sqrt", "warmup": 2}])
@@ -127,7 +133,7 @@ def test_a_schedule_without_an_end_shares_all_but_the_last_step(
     schedule: Any, ledger: Ledger, tmp_path: Path
 ) -> None:
     short, long = of_length(2560, schedule=schedule), of_length(5120, schedule=schedule)
-    assert forks_of([short, long]) == {short.trial_id: (long.trial_id, 9)}
+    assert forks(short, long) == {short.trial_id: (long.trial_id, 9)}
     expected = train(new_results(tmp_path / "alone", ledger.cache.resolve()), short)
     folder = plan_trial(ledger, short)
     train(ledger, long, forks=((9, folder.id),))

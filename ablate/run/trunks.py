@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ablate.rows import PlannedTrial
 from ablate.run.planner import Ask
-from ablate.train.forks import forks_of
+from ablate.train.forks import shared_steps
 
 Forks = tuple[tuple[int, str], ...]  # at which step a trunk leaves its state to which trial
 
@@ -22,8 +22,7 @@ class Wave:
 
 def waves(asks: Sequence[Ask]) -> list[Wave]:
     """Trunks and what has none, then the trials that go on from them. Asks for a part of a trial stay as they are."""
-    whole = [ask for ask in asks if ask.until is None and not ask.stop]
-    found = forks_of(ask.trial.spec for ask in whole)
+    found = forks_of(ask.trial for ask in asks if ask.until is None and not ask.stop)
     if not found:
         return [Wave(list(asks))]
     left: dict[str, list[tuple[int, str]]] = {}
@@ -36,9 +35,26 @@ def waves(asks: Sequence[Ask]) -> list[Wave]:
     return [first, Wave([ask for ask in asks if ask.trial.id in found])]
 
 
+def forks_of(trials: Iterable[PlannedTrial]) -> dict[str, tuple[str, int]]:
+    """Of trials that are to be trained: the trunk of each that has one, and the steps that they have in common."""
+    rows: dict[int, str] = {}
+    ladders: dict[tuple[str, int, str | None], list[PlannedTrial]] = {}
+    for trial in trials:
+        if id(trial.row) not in rows:  # of many seeds
+            rows[id(trial.row)] = trial.spec.row_id
+        ladders.setdefault((rows[id(trial.row)], trial.spec.seed, trial.spec.parent), []).append(trial)
+    found = {}
+    for ladder in ladders.values():
+        trunk = max(ladder, key=lambda trial: trial.spec.train.steps)
+        for trial in ladder:
+            if trial.spec.train.steps < trunk.spec.train.steps and (shared := shared_steps(trial.spec, trunk.spec)):
+                found[trial.id] = trunk.id, shared
+    return found
+
+
 def saved_flops(trials: Sequence[PlannedTrial]) -> float:
     """Training FLOPs of these trials that are not computed twice when all of them are trained. (A model whose
     constraints are told how much of its run is done takes its first steps alone after all.)"""
     by_id = {trial.id: trial for trial in trials}
-    shares = ((by_id[fork], step) for fork, (_, step) in forks_of(trial.spec for trial in trials).items())
+    shares = ((by_id[fork], step) for fork, (_, step) in forks_of(trials).items())
     return sum(trial.row.flops * step / trial.spec.train.steps for trial, step in shares)

@@ -19,7 +19,7 @@ from typing import Any
 from ablate import registry
 from ablate.run.lease import Busy
 from ablate.run.ledger import TrialFolder
-from ablate.spec import TrialSpec, canonical, digest
+from ablate.spec import TrialSpec
 from ablate.train import checkpoint
 
 LEAST = 0.1  # of its steps that a trial must have in common with a trunk to wait for it
@@ -35,27 +35,6 @@ def shared_steps(spec: TrialSpec, longer: TrialSpec) -> int:
     schedule = registry.make("schedule", train.schedule)
     shared = min(schedule.shared(train.steps, longer.train.steps), train.steps - 1)
     return shared if shared >= max(1, LEAST * train.steps) else 0
-
-
-def but_for_length(spec: TrialSpec) -> str:
-    """Of a trial without how long it trains: trials that have it in common differ in nothing else."""
-    tree: Any = canonical(spec)
-    length = ("tokens", "epochs")
-    return digest({**tree, "train": {key: value for key, value in tree["train"].items() if key not in length}})
-
-
-def forks_of(specs: Iterable[TrialSpec]) -> dict[str, tuple[str, int]]:
-    """Of trials that are to be trained: the trunk of each that has one, and the steps that they have in common."""
-    ladders: dict[str, list[TrialSpec]] = {}
-    for spec in specs:
-        ladders.setdefault(but_for_length(spec), []).append(spec)
-    found = {}
-    for ladder in ladders.values():
-        trunk = max(ladder, key=lambda spec: spec.train.steps)
-        for spec in ladder:
-            if spec.train.steps < trunk.train.steps and (shared := shared_steps(spec, trunk)):
-                found[spec.trial_id] = trunk.trial_id, shared
-    return found
 
 
 def leave(trunk: TrialFolder, fork: TrialFolder, step: int, state: checkpoint.State) -> None:
