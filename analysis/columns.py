@@ -35,7 +35,7 @@ COLUMNS = (
     Column("forked_step", "float64", "", "how many of them", "forked.step"),
     Column("status", "string", "", "finished | diverged | failed | stopped; pending when there is no record yet"),
     Column("loss", "float64", "nats/token", "final validation loss; missing unless finished", "metrics.loss"),
-    Column("early_loss", "float64", "nats/token", "validation loss nearest to 1/8 of the budget"),
+    Column("early_loss", "float64", "nats/token", "validation loss near 1/8 of the budget", "metrics.early_loss"),
     Column("bits_per_byte", "float64", "bits", "loss and spelling by the bytes of raw text", "metrics.bits_per_byte"),
     Column("perplexity", "float64", "", "exp(loss)", "metrics.perplexity"),
     Column("train_loss", "float64", "nats/token", "on a fixed training sample, at the end", "metrics.train_loss"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.columns import COLUMNS
+from analysis.columns import BY_NAME, COLUMNS
 from analysis.errors import AnalysisError
 
 ENDED = ("finished", "diverged", "failed", "stopped")
@@ -31,6 +32,8 @@ LABEL: dict[str, type | tuple[type, ...]] = {
 }
 TRIAL = LABEL | {"id": str, "group_id": str, "seed": int, "axis_values": dict}
 ROW = LABEL | {"residuals": dict, "differs_in": list}
+
+PATHS = tuple((each.name, (path := each.where.split("."))[0], tuple(path[1:])) for each in COLUMNS if each.where)
 
 
 class BadRecord(AnalysisError):
@@ -73,11 +76,24 @@ def _wrong(record: dict[str, Any], trial: str) -> str | None:
         return f"wall_s is {_short(record.get('wall_s'))}"
     if record.get("ended") is not None and not is_time(record["ended"]):
         return f"ended is {_short(record['ended'])}"
-    values = [(f"metrics.{name}", value, "float64") for name, value in metrics.items()]
-    for where, value, kind in values + [(each.where, _dig(record, each.where), each.dtype) for each in COLUMNS]:
-        if where and value is not None and not _fits(value, kind):
-            return f"{where} is {_short(value)}"
+    for name, value in metrics.items():
+        if value is not None and not is_number(value):
+            return f"metrics.{name} is {_short(value)}"
+    for name, value in values_of(record).items():
+        if value is not None and not _fits(value, BY_NAME[name].dtype):
+            return f"{BY_NAME[name].where} is {_short(value)}"
     return None
+
+
+def values_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says for each column of the table; None where it says nothing."""
+    found = {}
+    for name, first, rest in PATHS:
+        value = record.get(first)
+        for key in rest:
+            value = value.get(key) if isinstance(value, dict) else None
+        found[name] = value
+    return found
 
 
 def _fits(value: Any, kind: str) -> bool:
@@ -88,6 +104,8 @@ def _fits(value: Any, kind: str) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number."""
+    if type(value) is float:
+        return math.isfinite(value)
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # a whole number beyond what a float holds
@@ -97,12 +115,6 @@ def is_number(value: Any) -> bool:
 def is_time(value: Any) -> bool:
     """Whether a value is a time, in seconds since 1970, of the years that calendars write with four digits."""
     return is_number(value) and 0 <= value < END_OF_9999
-
-
-def _dig(tree: Any, path: str) -> Any:
-    for key in path.split("."):
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
 
 
 def _short(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.columns import BY_NAME, COLUMNS, EARLY, LABELS
+from analysis.columns import BY_NAME, COLUMNS, LABELS
 from analysis.errors import AnalysisError
-from analysis.records import BadRecord, BadStudy, read_curve, read_record, read_study_file
+from analysis.records import BadRecord, BadStudy, read_curve, read_record, read_study_file, values_of
 
 
 class TableError(AnalysisError):
@@ -148,10 +147,9 @@ def _record_values(folder: Path) -> dict[str, Any]:
         return {"status": "pending", "error": str(error)}
     if record is None:
         return {"status": "pending"}
-    values: dict[str, Any] = {column.name: _dig(record, column.where) for column in COLUMNS if column.where}
+    values = values_of(record)
     environment = record.get("environment") or {}
     values["hardware"] = environment.get("gpu") or environment.get("cpu")
-    values["early_loss"] = _early_loss(folder / "metrics.jsonl", record)
     values |= _scores(record.get("metrics") or {}, values)
     return {"status": record["status"], **values}
 
@@ -171,23 +169,6 @@ def _scores(metrics: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 def _known(metric: str) -> bool:
     return metric in BY_NAME and BY_NAME[metric].where == f"metrics.{metric}"
-
-
-def _dig(tree: Any, path: str) -> Any:
-    for key in path.split("."):
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
-def _early_loss(file: Path, record: dict[str, Any]) -> float | None:
-    """The validation loss at the evaluation nearest, in ratio, to 1/8 of the trial's steps."""
-    if record["status"] != "finished" or (record.get("steps") or 0) <= 0:
-        return None
-    valid = [row for row in read_curve(file) if row["split"] == "valid"]
-    rows = [row for row in valid if row["step"] > 0 and row["loss"] is not None]
-    target = EARLY * record["steps"]
-    nearest = min(rows, key=lambda row: abs(math.log(row["step"] / target)), default=None)
-    return nearest["loss"] if nearest else None
 
 
 def trial_rows(results: Path, trial_id: str) -> list[dict[str, Any]]:

@@ -104,7 +104,12 @@ def _record(label: dict[str, Any], budget: int, status: str, outcome: float | st
     loss = {"loss": outcome if done else None}
     others = {"bits_per_byte": 1.4 * outcome, "perplexity": 2.0**outcome} if not isinstance(outcome, str) else {}
     if not isinstance(outcome, str):
-        others |= {"train_loss": outcome - 0.1, "test_loss": outcome + 0.02, "generalisation_gap": 0.1}
+        others |= {
+            "early_loss": early(outcome),
+            "train_loss": outcome - 0.1,
+            "test_loss": outcome + 0.02,
+            "generalisation_gap": 0.1,
+        }
     record: dict[str, Any] = {
         "id": label["id"],
         "group_id": label["group_id"],

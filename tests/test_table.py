@@ -14,6 +14,7 @@ from conftest import TINY
 from ablate.grid import load_grid
 from ablate.plan import make_plan
 from ablate.run.ledger import ENDED, Ledger
+from ablate.run.outcome import early_loss
 from ablate.run.study import write_study
 from ablate.train.trial import Job, plan_trial, run_trial
 from analysis.columns import BY_NAME, COLUMNS, LABELS
@@ -135,7 +136,6 @@ def test_lines_of_a_curve_that_are_not_whole_are_left_out(results: Path) -> None
     file.write_bytes(b"".join(lines) + b'{"step": 9\xff')
     after = study_curves(results, "made")
     assert len(after) == len(before) - 1
-    assert row(study_table(results, "made"), "base", 1)["early_loss"] == pytest.approx(fabricate.early(2.6))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_lines_of_a_curve_that_are_not_whole_are_left_out(results: Path) -> None
     ids=str,
 )
 def test_the_early_loss_is_at_the_evaluation_nearest_in_ratio_to_an_eighth(
-    results: Path, evaluated: tuple[int, ...], nearest: int
+    evaluated: tuple[int, ...], nearest: int
 ) -> None:
     """Of 800 steps; 100 is 1.43 times 70, and 1.42 times less than 142. Step 0 is not an evaluation of training."""
     rows = [
@@ -152,15 +152,11 @@ def test_the_early_loss_is_at_the_evaluation_nearest_in_ratio_to_an_eighth(
         for step in evaluated
         for split in ("batch", "valid", "train")
     ]
-    file = folder_of(results, "base", 0) / "metrics.jsonl"
-    file.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    assert row(study_table(results, "made"), "base", 0)["early_loss"] == nearest
+    assert early_loss(rows, 800) == {"early_loss": nearest}
 
 
-def test_without_a_curve_there_is_no_early_loss(results: Path) -> None:
-    (folder_of(results, "base", 0) / "metrics.jsonl").unlink()
-    one = row(study_table(results, "made"), "base", 0)
-    assert np.isnan(one["early_loss"]) and one["loss"] == 2.5
+def test_without_an_evaluation_there_is_no_early_loss() -> None:
+    assert early_loss([], 800) == early_loss([{"step": 0, "split": "valid", "loss": 2.5}], 800) == {}
 
 
 def test_curves_have_a_row_for_every_evaluation(results: Path) -> None:

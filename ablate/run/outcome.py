@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ablate.run.files import read_json
 from ablate.run.ledger import TrialFolder
+from analysis.columns import EARLY
 
 UNKNOWN = ("params_total", "flops_per_token", "train_flops", "tokens", "tokens_per_s", "environment")
 
 
-def final_metrics(folder: TrialFolder, status: str) -> dict[str, Any]:
+def final_metrics(folder: TrialFolder, status: str, steps: int) -> dict[str, Any]:
     """The last evaluation: what was measured on validation data (on test data where the task has no other), and on
-    the other splits as `test_loss`, `train_accuracy` and so on.
+    the other splits as `test_loss`, `train_accuracy` and so on; and the `early_loss`.
 
     A trial that did not finish has no final loss; what it last reached is `last_loss`.
     """
-    last: dict[str, dict[str, Any]] = {row["split"]: row for row in folder.rows()}
+    rows = folder.rows()
+    last: dict[str, dict[str, Any]] = {row["split"]: row for row in rows}
     main = "valid" if "valid" in last else "test"
     if status != "finished":
         return {"loss": None, "last_loss": last.get(main, {}).get("loss")}
@@ -29,7 +33,15 @@ def final_metrics(folder: TrialFolder, status: str) -> dict[str, Any]:
         }
     if "train_loss" in metrics:
         metrics["generalisation_gap"] = metrics["loss"] - metrics["train_loss"]
-    return metrics
+    return metrics | early_loss(rows, steps)
+
+
+def early_loss(rows: Sequence[Mapping[str, Any]], steps: int) -> dict[str, float]:
+    """`early_loss`, the validation loss at the evaluation nearest, in ratio, to 1/8 of a trial's steps; nothing where
+    there is none on the way."""
+    seen = [row for row in rows if row["split"] == "valid" and 0 < row["step"] and row["loss"] is not None]
+    nearest = min(seen, key=lambda row: abs(math.log(row["step"] / (EARLY * steps))), default=None)
+    return {} if nearest is None else {"early_loss": nearest["loss"]}
 
 
 def without_result(folder: TrialFolder, status: str, error: str, **known: Any) -> dict[str, Any]:
@@ -41,7 +53,7 @@ def without_result(folder: TrialFolder, status: str, error: str, **known: Any) -
         "error": error,
         "traceback": None,
         "spec": read_json(folder.spec) or {},
-        "metrics": final_metrics(folder, status),
+        "metrics": final_metrics(folder, status, steps=0),
         **dict.fromkeys(UNKNOWN),
         "wall_s": None,
         **known,

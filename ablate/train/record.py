@@ -29,7 +29,7 @@ def record_of(trial: Trial, status: str, reason: str | None) -> dict[str, Any]:
         "forked": forked_from(trial.folder.history()),
         "begun": run.begun,
         "metric": {"name": run.task.metric, "better": "higher" if run.task.higher_is_better else "lower"},
-        "metrics": final_metrics(trial.folder, status),
+        "metrics": final_metrics(trial.folder, status, run.steps),
         "layers": {"initial": trial.layers_at_first, "final": run.by_layer()},
         "diagnostics": _diagnostics(trial),
         "params_total": cost.params_total,
