@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.columns import BY_NAME, COLUMNS, LABELS
 from analysis.errors import AnalysisError
-from analysis.records import BadRecord, BadStudy, read_curve, read_record, read_study_file, values_of
+from analysis.records import BadRecord, BadStudy, read_curve, read_study_file, read_values
 
 
 class TableError(AnalysisError):
@@ -38,13 +38,12 @@ def study_table(results: Path, study: str) -> pd.DataFrame:
     Trials without a record are `pending`; a record that cannot be read is named in `error` and left out of
     everything else.
     """
-    rows = []
-    labels = read_study(results, study)["trials"]
+    rows, labels = [], read_study(results, study)["trials"]
     seeds = {label["id"]: label["seed"] for label in labels}
+    trials, blank = Path(results) / "trials", dict.fromkeys(BY_NAME)
     for label in labels:
-        folder = Path(results) / "trials" / label["id"]
         begun = {"parent_seed": seeds.get(label.get("parent"))}
-        rows.append(dict.fromkeys(BY_NAME) | begun | _labels(label) | _record_values(folder))
+        rows.append({**blank, **begun, **_labels(label), **_record_values(trials / label["id"])})
     return on_one_scale(validated(pd.DataFrame(rows), f"study {study!r}"))
 
 
@@ -142,12 +141,12 @@ def _scalar(value: Any) -> Any:
 
 def _record_values(folder: Path) -> dict[str, Any]:
     try:
-        record = read_record(folder)
+        found = read_values(folder)
     except BadRecord as error:
         return {"status": "pending", "error": str(error)}
-    if record is None:
+    if found is None:
         return {"status": "pending"}
-    values = values_of(record)
+    record, values = found
     environment = record.get("environment") or {}
     values["hardware"] = environment.get("gpu") or environment.get("cpu")
     values |= _scores(record.get("metrics") or {}, values)

@@ -27,6 +27,7 @@ PARTS = {
     "times as fast at an objective no worse; 4,000 resamples 10 times as fast as numeric BFGS, 3 times as analytic.",
     "replay": "Racing and promotion replayed on grids with planted effects: share of the full grid's verdicts that "
     "are reached, and of its FLOPs.",
+    "tool": "What the tool itself takes, CPU time.",
     "startup": "Start-up, whole processes, wall clock. Targets: 250 ms for --help, 500 ms for list.",
 }
 WALL_CLOCK = ("launch", "startup")

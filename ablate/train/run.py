@@ -181,6 +181,7 @@ class TrainingRun(Run):
             group["lr"] = rate * group["rate"]
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        lap("optimizer")
         parts = self.paced.micro(self.step, self.pieces)
         if self.mixout is not None:
             self.mixout.mix(self.step)
