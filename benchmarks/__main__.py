@@ -27,6 +27,8 @@ PARTS = {
     "times as fast at an objective no worse; 4,000 resamples 10 times as fast as numeric BFGS, 3 times as analytic.",
     "replay": "Racing and promotion replayed on grids with planted effects: share of the full grid's verdicts that "
     "are reached, and of its FLOPs.",
+    "ladder": "A ladder of lengths on shared first steps against independent runs, two variants at tiny, one thread. "
+    "Target: at most 55 % of the FLOPs, losses within seed noise.",
     "tool": "What the tool itself takes, CPU time.",
     "startup": "Start-up, whole processes, wall clock. Targets: 250 ms for --help, 500 ms for list.",
 }

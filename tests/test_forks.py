@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,33 @@ def test_a_trunk_leaves_nothing_where_a_trial_has_begun(ledger: Ledger) -> None:
     trunk.forget_record()
     train(ledger, long, forks=((8, folder.id),))
     assert checkpoint.load(folder.checkpoint) == {"step": 1} and folder.history() == []
+
+
+@pytest.mark.parametrize("where", ["copyfile", "save", "note"])
+def test_an_end_while_the_state_is_left(
+    where: str, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a kill: the trunk goes on, and the trial from what is whole, or from its own first step."""
+
+    def end(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    short, long = of_length(2560), of_length(5120)
+    folder = plan_trial(ledger, short)
+    note = TrialFolder.note
+
+    def end_of_fork(self: TrialFolder, event: str, **facts: object) -> None:
+        (end if event == "fork" else note)(self, event, **facts)
+
+    places = {"copyfile": (shutil, "copyfile", end), "save": (checkpoint, "save", end)}
+    with monkeypatch.context() as patch:
+        patch.setattr(*places.get(where, (TrialFolder, "note", end_of_fork)))
+        with pytest.raises(KeyboardInterrupt):
+            train(ledger, long, forks=((8, folder.id),))
+    assert not folder.checkpoint.exists() and not folder.running()
+    train(ledger, long, forks=((8, folder.id),))
+    train(ledger, short)
+    assert result(folder) == result(train(new_results(tmp_path / "alone", ledger.cache.resolve()), short))
 
 
 def test_a_fork_that_is_damaged_begins_anew(ledger: Ledger, tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ def leave(trunk: TrialFolder, fork: TrialFolder, step: int, state: checkpoint.St
         if fork.record() is not None or fork.checkpoint.exists() or fork.older_checkpoint.exists():
             return
         shutil.copyfile(trunk.metrics, fork.metrics)
-        checkpoint.save(fork.checkpoint, state)
         fork.note(EVENT, of=trunk.id, step=step)
+        checkpoint.save(fork.checkpoint, state)  # last: before it there is nothing to go on from
 
 
 def forked_from(history: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
