@@ -124,7 +124,7 @@ def test_the_cheapest_baseline_trial_is_trained_again_on_each_set(
         return environment(device) | {"cpu": "another", "torch": "9.9"}
 
     monkeypatch.setattr("ablate.run.drift.environment", elsewhere)
-    monkeypatch.setattr("ablate.train.trial.environment", elsewhere)
+    monkeypatch.setattr("ablate.train.record.environment", elsewhere)
     for _ in range(2):
         found = check_drift(ledger, plan)
         assert sorted(each.again[0] == "another" for each in found) == [False, True]
