@@ -13,7 +13,16 @@ from analysis.columns import BY_NAME, COLUMNS
 from analysis.errors import AnalysisError
 
 ENDED = ("finished", "diverged", "failed", "stopped")
-SECTIONS = ("spec", "metric", "environment", "data", "diagnostics", "layers")  # objects, where a record has them
+SECTIONS = (
+    "spec",
+    "metric",
+    "environment",
+    "data",
+    "diagnostics",
+    "layers",
+    "forked",
+    "profile",
+)  # objects, where a record has them
 STUDY: dict[str, type | tuple[type, ...]] = {
     "study": str,
     "question": str,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,12 @@ import pytest
 from runs import LADDER, events, new_results, plan_of, run_here, spec, train, with_database
 
 from ablate.rows import PlannedTrial, Row
+from ablate.run.alike import own_seconds
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.trunks import forks_of, saved_flops
 from ablate.spec import TrialSpec, canonical
 from ablate.train import checkpoint
-from ablate.train.forks import shared_steps
+from ablate.train.forks import Fork, shared_steps
 from ablate.train.trial import plan_trial
 
 Write = Callable[..., Path]
@@ -30,8 +30,10 @@ def of_length(tokens: int, **settings: Any) -> TrialSpec:
 
 
 def forks(*specs: TrialSpec) -> dict[str, tuple[str, int]]:
-    """Whose steps each of these trials goes on from; what a row costs has no part in it."""
-    return forks_of([PlannedTrial(spec.trial_id, spec, cast(Row, object())) for spec in specs])
+    """Whose steps each of these trials goes on from, and how many; what a row costs has no part in it."""
+    found = forks_of([PlannedTrial(spec.trial_id, spec, cast(Row, object())) for spec in specs])
+    assert all(fork.steps == {spec.trial_id: spec for spec in specs}[fork.trial].train.steps for _, fork in found)
+    return {fork.trial: (trunk, fork.step) for trunk, fork in found}
 
 
 def record_of(folder: TrialFolder) -> dict[str, Any]:
@@ -61,12 +63,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> Ledger
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_ladder_is_trained_on_one_trunk(workers: int, alone: Ledger, ledger: Ledger, write: Write) -> None:
-    """Metrics, weights and layers are bit for bit those of independent runs, for about half of the steps."""
+    """Curves, weights and layers are bit for bit those of independent runs, for about half of the steps."""
     code, said = run_here("run", write(LADDER), "--results", with_database(ledger).root, "--workers", workers)
     assert code == 0 and "10 finished" in said, said
     steps = {True: 0, False: 0}
     for trial_id in alone.trial_ids():
         assert result(ledger.trial(trial_id)) == result(alone.trial(trial_id))
+        assert ledger.trial(trial_id).metrics.read_bytes() == alone.trial(trial_id).metrics.read_bytes()
         assert ledger.trial(trial_id).weights.read_bytes() == alone.trial(trial_id).weights.read_bytes()
         record = record_of(ledger.trial(trial_id))
         forked = record["forked"]
@@ -77,8 +80,13 @@ def test_a_ladder_is_trained_on_one_trunk(workers: int, alone: Ledger, ledger: L
         steps[True] += record["steps"] - (forked["step"] if forked else 0)
         if forked:
             assert record_of(ledger.trial(forked["trial"]))["tokens"] == 12_800
+            assert 0 < forked["wall_s"] < record["wall_s"]
+            assert own_seconds(record) == record["wall_s"] - forked["wall_s"]
     assert steps[True] <= 0.55 * steps[False]
     assert not list(ledger.root.glob("trials/*/checkpoint*.pt"))
+    code, said = run_here("status", "ladder", "--results", ledger.root, "--json")
+    taken = [own_seconds(record_of(ledger.trial(each))) or 0.0 for each in ledger.trial_ids()]
+    assert json.loads(said)["hours"]["taken"] == pytest.approx(sum(taken) / 3600)
     told = (ledger.study_folder("ladder") / "report" / "report.md").read_text()
     assert "8 of 10 trials went on from the first steps of longer ones" in told
     assert "Shared first steps" not in (alone.study_folder("ladder") / "report" / "report.md").read_text()
@@ -137,7 +145,7 @@ def test_a_schedule_without_an_end_shares_all_but_the_last_step(
     assert forks(short, long) == {short.trial_id: (long.trial_id, 9)}
     expected = train(new_results(tmp_path / "alone", ledger.cache.resolve()), short)
     folder = plan_trial(ledger, short)
-    train(ledger, long, forks=((9, folder.id),))
+    train(ledger, long, forks=(Fork(folder.id, 9, 10),))
     assert result(train(ledger, short)) == result(expected) and events(folder) == ["fork", "resume", "end"]
 
 
@@ -146,7 +154,7 @@ def test_a_model_that_is_told_how_much_is_done_does_not_fork(ledger: Ledger) -> 
     settings = {"arch.sublayers": {"s": "weighted"}, "arch.order": "s"}
     short, long = (spec({**settings, "train.schedule": WSD, "train.tokens": each}) for each in (2560, 5120))
     folder = plan_trial(ledger, short)
-    train(ledger, long, forks=((4, folder.id),))
+    train(ledger, long, forks=(Fork(folder.id, 4, 10),))
     assert folder.history() == [] and not folder.checkpoint.exists()
 
 
@@ -155,15 +163,15 @@ def test_a_trunk_leaves_nothing_where_a_trial_has_begun(ledger: Ledger) -> None:
     short, long = of_length(2560), of_length(5120)
     folder = plan_trial(ledger, short)
     with folder.locked():
-        trunk = train(ledger, long, forks=((8, folder.id),))
+        trunk = train(ledger, long, forks=(Fork(folder.id, 8, 10),))
     assert not folder.checkpoint.exists() and folder.history() == []
     checkpoint.save(folder.checkpoint, {"step": 1})
     trunk.forget_record()
-    train(ledger, long, forks=((8, folder.id),))
+    train(ledger, long, forks=(Fork(folder.id, 8, 10),))
     assert checkpoint.load(folder.checkpoint) == {"step": 1} and folder.history() == []
 
 
-@pytest.mark.parametrize("where", ["copyfile", "save", "note"])
+@pytest.mark.parametrize("where", ["write_bytes", "save", "note"])
 def test_an_end_while_the_state_is_left(
     where: str, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,26 +182,44 @@ def test_an_end_while_the_state_is_left(
 
     short, long = of_length(2560), of_length(5120)
     folder = plan_trial(ledger, short)
-    note = TrialFolder.note
+    note, write_bytes = TrialFolder.note, Path.write_bytes
 
     def end_of_fork(self: TrialFolder, event: str, **facts: object) -> None:
         (end if event == "fork" else note)(self, event, **facts)
 
-    places = {"copyfile": (shutil, "copyfile", end), "save": (checkpoint, "save", end)}
+    def end_of_curve(self: Path, content: bytes) -> int:
+        if self == folder.metrics:
+            end()
+        return write_bytes(self, content)
+
+    places = {"write_bytes": (Path, "write_bytes", end_of_curve), "save": (checkpoint, "save", end)}
     with monkeypatch.context() as patch:
         patch.setattr(*places.get(where, (TrialFolder, "note", end_of_fork)))
         with pytest.raises(KeyboardInterrupt):
-            train(ledger, long, forks=((8, folder.id),))
+            train(ledger, long, forks=(Fork(folder.id, 8, 10),))
     assert not folder.checkpoint.exists() and not folder.running()
-    train(ledger, long, forks=((8, folder.id),))
+    train(ledger, long, forks=(Fork(folder.id, 8, 10),))
     train(ledger, short)
     assert result(folder) == result(train(new_results(tmp_path / "alone", ledger.cache.resolve()), short))
+
+
+def test_a_trunk_that_was_stopped_follows_on(ledger: Ledger, tmp_path: Path) -> None:
+    """From its checkpoint, between two evaluations of the fork; one that is new to it has lost its first rows."""
+    short, other, long = of_length(2560), of_length(3840), of_length(5120)
+    folders = [plan_trial(ledger, each) for each in (short, other)]
+    ours, theirs = (Fork(each.id, step, steps) for each, step, steps in zip(folders, (8, 12), (10, 15), strict=True))
+    train(ledger, long, forks=(ours,), until=3)
+    train(ledger, long, forks=(ours, theirs))
+    assert events(folders[0]) == ["fork"] and folders[1].history() == []
+    alone = train(new_results(tmp_path / "alone", ledger.cache.resolve()), short)
+    assert train(ledger, short).metrics.read_bytes() == alone.metrics.read_bytes()
+    assert result(folders[0]) == result(alone)
 
 
 def test_a_fork_that_is_damaged_begins_anew(ledger: Ledger, tmp_path: Path) -> None:
     short, long = of_length(2560), of_length(5120)
     folder = plan_trial(ledger, short)
-    train(ledger, long, forks=((8, folder.id),))
+    train(ledger, long, forks=(Fork(folder.id, 8, 10),))
     content = folder.checkpoint.read_bytes()
     folder.checkpoint.write_bytes(content[:-100] + b"x" + content[-99:])
     train(ledger, short)

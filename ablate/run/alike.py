@@ -63,6 +63,12 @@ def _device(record: Mapping[str, Any]) -> str:
     return str(environment.get("gpu") or environment.get("cpu"))
 
 
+def own_seconds(record: Mapping[str, Any]) -> float | None:
+    """Wall time of an ended trial without that of first steps which another trial has trained for it."""
+    wall_s, before = record.get("wall_s"), (record.get("forked") or {}).get("wall_s")
+    return wall_s - before if wall_s and before else wall_s
+
+
 def devices_of(record: Mapping[str, Any] | None) -> float:
     """Devices that an ended trial held, as `devices`; one where nothing is known of it."""
     asked = ((record or {}).get("spec") or {}).get("resources") or {}

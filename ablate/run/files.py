@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,14 @@ def write_text(file: Path, text: str) -> None:
     write_whole(file, lambda part: _write_text(part, text))
 
 
+def json_line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def append_json(file: Path, row: dict[str, Any]) -> None:
     """One more line, whole or not at all; those of several processes stay apart. A crash can tear the last line only,
     which `analysis.records.read_lines` leaves out; the next one begins a line of its own."""
-    line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    line = json_line(row).encode()
     with open(file, "ab+", buffering=0) as stream:
         with contextlib.suppress(OSError):  # a file system without locks has one writer a file, by the leases
             fcntl.flock(stream, fcntl.LOCK_EX)

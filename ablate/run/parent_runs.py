@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from ablate.run.alike import own_seconds
 from ablate.run.trial_run import legal
 from analysis.columns import cell_name
 from analysis.records import ENDED, is_number
@@ -43,7 +44,7 @@ def ended(record: Mapping[str, Any], label: Mapping[str, Any], mark: str) -> End
         metric["better"],
         _number(record["metrics"].get(metric["name"])),
         record.get("train_flops") or 0.0,
-        record.get("wall_s") or 0.0,
+        own_seconds(record) or 0.0,
     )
 
 

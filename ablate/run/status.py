@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ablate.errors import plural
-from ablate.run.alike import Alike, devices_of, last_device, read_estimates
+from ablate.run.alike import Alike, devices_of, last_device, own_seconds, read_estimates
 from ablate.run.files import read_json
 from ablate.run.hours import Rates, duration, rates_said
 from ablate.run.ledger import Ledger
@@ -71,8 +71,10 @@ class Times:
         to_go = None
         if state in ("pending", "running") and seconds is not None:
             to_go = seconds * (1 - self._reached(label["id"]))
-        taken = record.get("wall_s") if record else None
+        taken = own_seconds(record) if record else None
         held = kept["devices"] if kept else devices_of(record or next(iter(self.records.values()), None))
+        if record and record.get("forked"):
+            seconds, source = None, None  # it was expected to take all of its steps
         return {"estimated_s": seconds, "source": source, "taken_s": taken, "to_go_s": to_go, "devices": held}
 
     def _reached(self, trial_id: str) -> float:

@@ -28,10 +28,11 @@ from ablate.run.promote_planner import PromotePlanner
 from ablate.run.race_planner import RacePlanner
 from ablate.run.stopping import INTERRUPTED, Stop
 from ablate.run.tracking import Mirror
-from ablate.run.trunks import Forks, Wave, waves
+from ablate.run.trunks import Wave, waves
 from ablate.run.tune_planner import TunePlanner
 from ablate.run.worker import Event
 from ablate.spec import Resources
+from ablate.train.forks import Fork
 from ablate.train.trial import Job, plan_trial
 from analysis.records import read_lines
 
@@ -332,7 +333,7 @@ class StudyRun:
         loss, error = record["metrics"]["loss"], record.get("error") or ""
         return {"id": trial_id, "status": record["status"], "loss": loss, "error": error}
 
-    def _job(self, ask: Ask, forks: Forks) -> Job:
+    def _job(self, ask: Ask, forks: tuple[Fork, ...]) -> Job:
         return Job(
             ask.trial.id,
             str(self.ledger.root.resolve()),

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 
 from ablate.rows import PlannedTrial
 from ablate.run.planner import Ask
-from ablate.train.forks import shared_steps
-
-Forks = tuple[tuple[int, str], ...]  # at which step a trunk leaves its state to which trial
+from ablate.train.forks import Fork, shared_steps
 
 
 @dataclass
@@ -17,38 +15,36 @@ class Wave:
     """Trials that can be run side by side, with what the trunks among them leave to the next wave."""
 
     asks: list[Ask]
-    forks: dict[str, Forks] = field(default_factory=dict)
+    forks: dict[str, tuple[Fork, ...]] = field(default_factory=dict)
 
 
 def waves(asks: Sequence[Ask]) -> list[Wave]:
     """Trunks and what has none, then the trials that go on from them. Asks for a part of a trial stay as they are."""
-    found = forks_of(ask.trial for ask in asks if ask.until is None and not ask.stop)
-    if not found:
+    trunk_of = forks_of(ask.trial for ask in asks if ask.until is None and not ask.stop)
+    if not trunk_of:
         return [Wave(list(asks))]
-    left: dict[str, list[tuple[int, str]]] = {}
-    for fork, (trunk, step) in found.items():
-        left.setdefault(trunk, []).append((step, fork))
-    first = Wave(
-        [ask for ask in asks if ask.trial.id not in found],
-        {trunk: tuple(sorted(forks)) for trunk, forks in left.items()},
-    )
+    forks: dict[str, tuple[Fork, ...]] = {}
+    found = {fork.trial for _, fork in trunk_of}
+    for trunk, fork in trunk_of:
+        forks[trunk] = (*forks.get(trunk, ()), fork)
+    first = Wave([ask for ask in asks if ask.trial.id not in found], forks)
     return [first, Wave([ask for ask in asks if ask.trial.id in found])]
 
 
-def forks_of(trials: Iterable[PlannedTrial]) -> dict[str, tuple[str, int]]:
-    """Of trials that are to be trained: the trunk of each that has one, and the steps that they have in common."""
+def forks_of(trials: Iterable[PlannedTrial]) -> list[tuple[str, Fork]]:
+    """Of trials that are to be trained: those that have a trunk, each after the trunk's id."""
     rows: dict[int, str] = {}
     ladders: dict[tuple[str, int, str | None], list[PlannedTrial]] = {}
     for trial in trials:
         if id(trial.row) not in rows:  # of many seeds
             rows[id(trial.row)] = trial.spec.row_id
         ladders.setdefault((rows[id(trial.row)], trial.spec.seed, trial.spec.parent), []).append(trial)
-    found = {}
+    found = []
     for ladder in ladders.values():
         trunk = max(ladder, key=lambda trial: trial.spec.train.steps)
         for trial in ladder:
             if trial.spec.train.steps < trunk.spec.train.steps and (shared := shared_steps(trial.spec, trunk.spec)):
-                found[trial.id] = trunk.id, shared
+                found.append((trunk.id, Fork(trial.id, shared, trial.spec.train.steps)))
     return found
 
 
@@ -56,5 +52,5 @@ def saved_flops(trials: Sequence[PlannedTrial]) -> float:
     """Training FLOPs of these trials that are not computed twice when all of them are trained. (A model whose
     constraints are told how much of its run is done takes its first steps alone after all.)"""
     by_id = {trial.id: trial for trial in trials}
-    shares = ((by_id[fork], step) for fork, (_, step) in forks_of(trials).items())
-    return sum(trial.row.flops * step / trial.spec.train.steps for trial, step in shares)
+    forks = (fork for _, fork in forks_of(trials))
+    return sum(by_id[fork.trial].row.flops * fork.step / fork.steps for fork in forks)

@@ -23,6 +23,7 @@ from ablate.train.pace import PacedBatches
 from ablate.train.profile import NoProfile
 from ablate.train.start import begin_from, load_weights
 from ablate.train.steps import evaluation_steps
+from ablate.train.sums import Sums
 
 LOOKED_AT = 8  # rows of validation data that are looked at layer by layer
 CHECK_EVERY = 10  # steps between looks at the loss: a fixed grid, so that a divergence has one step
@@ -54,6 +55,7 @@ class Run:
         self.eval_steps = evaluation_steps(self.steps, spec.train.eval_points)
         self.step = 0
         self.profile = NoProfile()
+        self.followed: list[Sums] = []  # of the curves of trials that have these steps in common
         self.pieces = 1  # in which a micro-batch is computed where memory is short: see `memory.Pieces`
 
     @property
@@ -153,11 +155,7 @@ class TrainingRun(Run):
         self.batches = self.task.batches(train, spec.seed)
         self.paced = PacedBatches(self.batches, spec.data, train, self.task.causal)
         self.first_loss = math.nan
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # since the last row
-        self.norm_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.loss_max = torch.full_like(self.loss_sum, -math.inf)
-        self.norm_max = torch.full_like(self.norm_sum, -math.inf)
-        self.summed = 0
+        self.sums = Sums(device)  # since the last row
 
     def _groups(self) -> list[dict[str, Any]]:
         """The parameters, with the rate that their depth and the init's width give them."""
@@ -199,8 +197,6 @@ class TrainingRun(Run):
             self.mixout.unmix()
         limit = train.clip if train.clip is not None else math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
-        self.norm_sum += norm
-        torch.maximum(self.norm_max, norm, out=self.norm_max)
         if self.decay is not None:
             self.decay.pull(rate)
         self.optimizer.step()
@@ -208,10 +204,9 @@ class TrainingRun(Run):
             module.after_step((self.step + 1) / self.steps)
         if self.average is not None:
             self._follow(self.average)
-        self.loss_sum += nll
-        torch.maximum(self.loss_max, nll, out=self.loss_max)
+        for sums in (self.sums, *self.followed):
+            sums.add(nll, norm)
         lap("optimizer")
-        self.summed += 1
         if self.step == 0:
             self.first_loss = nll.item()
         self.step += 1
@@ -249,17 +244,10 @@ class TrainingRun(Run):
             )
 
     def take_means(self) -> tuple[float, float]:
-        means = self.loss_sum.item() / self.summed, self.norm_sum.item() / self.summed
-        self.loss_sum.zero_()
-        self.norm_sum.zero_()
-        self.summed = 0
-        return means
+        return self.sums.take_means()
 
     def take_maxima(self) -> dict[str, float]:
-        maxima = {"loss_max": self.loss_max.item(), "grad_norm_max": self.norm_max.item()}
-        self.loss_max.fill_(-math.inf)
-        self.norm_max.fill_(-math.inf)
-        return maxima
+        return self.sums.take_maxima()
 
     def rate(self) -> float:
         return self.spec.train.lr * self.schedule.factor(max(self.step - 1, 0), self.steps)
@@ -278,11 +266,7 @@ class TrainingRun(Run):
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "first_loss": self.first_loss,
-            "loss_sum": self.loss_sum,
-            "norm_sum": self.norm_sum,
-            "loss_max": self.loss_max,
-            "norm_max": self.norm_max,
-            "summed": self.summed,
+            **self.sums.state(),
             **({} if self.average is None else {"average": self.average.state_dict()}),
         }
 
@@ -291,11 +275,7 @@ class TrainingRun(Run):
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.first_loss = state["first_loss"]
-        self.loss_sum = state["loss_sum"].to(self.device)
-        self.norm_sum = state["norm_sum"].to(self.device)
-        self.loss_max = state["loss_max"].to(self.device)
-        self.norm_max = state["norm_max"].to(self.device)
-        self.summed = state["summed"]
+        self.sums.restore(state)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 

@@ -30,7 +30,7 @@ from ablate.run.outcome import without_result
 from ablate.spec import TrialSpec, canonical, parse, to_tree
 from ablate.train import checkpoint
 from ablate.train.fitted import new_run
-from ablate.train.forks import leave
+from ablate.train.forks import Followers, Fork
 from ablate.train.memory import Pieces, free, out_of_memory
 from ablate.train.profile import NoProfile, Profile
 from ablate.train.record import record_of
@@ -56,7 +56,7 @@ class Job:
     plugins: dict[str, str] = field(default_factory=dict)  # path -> hash of its syntax tree
     until: int | None = None  # pause after this step, leaving a checkpoint
     stop: bool = False  # end it where it stands
-    forks: tuple[tuple[int, str], ...] = ()  # after which step to leave its state to which trial
+    forks: tuple[Fork, ...] = ()  # trials that go on from its first steps
     profile: bool = False  # measure where its time goes
     crowded: bool = False  # others share its GPU: where memory is refused it ends, to be tried alone
     study: str = ""  # for which it is trained
@@ -217,6 +217,7 @@ class Trial:
                 if self.job.profile:
                     self.profile = Profile(self.device, state["profile"])
                 self.run.profile = self.profile
+                self._follow(state["followers"])
                 os.truncate(self.folder.metrics, state["metrics_bytes"])
                 self.folder.note("resume", step=self.run.step, study=self.job.study, **damaged)
                 return
@@ -224,11 +225,17 @@ class Trial:
                 damaged = {"fell_back": [*damaged.get("fell_back", []), file.name]}
                 file.unlink()
         self.run.profile = self.profile
+        self._follow(None)
         self.folder.metrics.write_bytes(b"")
         self.folder.note("start", step=0, study=self.job.study, **damaged)
         self.layers_at_first = self.run.by_layer()
         self.seen_at_first = diagnose(self.run, final=False)
         self._evaluate()
+
+    def _follow(self, known: checkpoint.State | None) -> None:
+        forks = self.job.forks if self.run.forks else ()
+        self.followers = Followers(forks, self.spec.train.eval_points, self.device, known)
+        self.run.followed = self.followers.sums
 
     def _fits_curve(self, state: checkpoint.State) -> bool:
         """Whether the curve still begins with what it was when the checkpoint was written."""
@@ -237,44 +244,55 @@ class Trial:
         return known and checkpoint.hash_of(self.folder.metrics, size) == state["metrics_sha256"]
 
     def until_evaluation(self) -> Iterator[Progress]:
-        """Train up to the next evaluation, and evaluate."""
+        """Train up to the next evaluation, of this trial or of one that follows it, and evaluate."""
         run = self.run
         self.segment = shown = time.perf_counter()
         while True:
             run.train_step()
-            self._leave_forks()
             now = time.perf_counter()
-            if run.step in run.eval_steps or run.step == run.steps:
+            if self._looks() or self.followers.looking(run.step):
                 break
+            self._leave_forks()
             if now - shown > self.job.progress_every_s:
                 shown = now
                 yield self.progress()
             if now - self.saved > self.checkpoint_every_s:
                 self.save()
-        loss, norm = run.take_means()  # waits for the device
+        took: list[tuple[Any, Any]] = [(each, each.sums) for each in self.followers.looking(run.step)]
+        took += [(self.folder, run)] if self._looks() else []
+        rows = [(curve, sums.take_means(), sums.take_maxima()) for curve, sums in took]  # waits for the device
         self._clock()
-        self._row("batch", loss, grad_norm=norm, lr=run.rate(), **run.take_maxima())
+        for curve, (loss, norm), maxima in rows:
+            curve.add_row(self._row("batch", loss, grad_norm=norm, lr=run.rate(), **maxima))
         self._evaluate()
+        self._leave_forks()
         yield self.progress()
 
+    def _looks(self) -> bool:
+        """Whether this trial is evaluated now."""
+        return self.run.step in self.run.eval_steps or self.run.step == self.run.steps
+
     def _evaluate(self) -> None:
-        last = self.run.step == self.run.steps
+        last, own = self.run.step == self.run.steps, self._looks()
         for split in self.run.splits_at(last):
             self.profile.begin()
             metrics = self.run.evaluate(split, last)
             self.profile.lap("evaluation")
-            loss = metrics["loss"]
-            self._row(split, **metrics)
+            row, loss = self._row(split, **metrics), metrics["loss"]
+            main = split == "valid" or "valid" not in self.run.task.splits
+            if own:
+                self.folder.add_row(row)
+                self.last_loss = loss if main else self.last_loss
+            for each in self.followers.looking(self.run.step):
+                each.add_row(row)
+                each.last_loss = loss if main else each.last_loss
             self.profile.lap("logging")
-            if split == "valid" or "valid" not in self.run.task.splits:
-                self.last_loss = loss
             if last and not math.isfinite(loss):  # the last updates spoiled it, after the last look at its loss
                 raise Diverged(f"the {split} loss is {loss} at step {self.run.step}")
 
-    def _row(self, split: str, loss: float, **others: float) -> None:
-        step = self.run.step
-        row = {"step": step, "tokens": self.spec.train.tokens_at(step), "split": split, "loss": loss, **others}
-        self.folder.add_row({key: _finite(value) for key, value in row.items()})
+    def _row(self, split: str, loss: float, **others: float) -> dict[str, Any]:
+        at = {"step": self.run.step, "tokens": self.spec.train.tokens_at(self.run.step)}
+        return {key: _finite(value) for key, value in {**at, "split": split, "loss": loss, **others}.items()}
 
     def save(self) -> None:
         """Write a checkpoint, and space the next ones so that writing them stays a small part of the time."""
@@ -284,18 +302,17 @@ class Trial:
         checkpoint.save(self.folder.checkpoint, self._state(), self.folder.keep_older_checkpoint)
         self.profile.lap("checkpoint")
         self.saved = self.segment = time.perf_counter()
-        cost = self.saved - begun
-        self.checkpoint_every_s = max(self.job.checkpoint_every_s, cost / CHECKPOINT_SHARE)
+        self.checkpoint_every_s = max(self.job.checkpoint_every_s, (self.saved - begun) / CHECKPOINT_SHARE)
 
     def _leave_forks(self) -> None:
-        """Leave the state to the trials that have the steps so far in common with this one."""
-        due = [each for step, each in self.job.forks if step == self.run.step and self.run.forks]
-        if not due:
+        """Leave the state to the trials that have the steps so far, and no more, in common with this one."""
+        if not (ready := self.followers.ready(self.run.step)):
             return
         self._clock()
         state = self._state()
-        for each in due:
-            leave(self.folder, TrialFolder(self.folder.folder.with_name(each)), self.run.step, state)
+        for each in ready:
+            each.leave(self.folder, state)
+        self.run.followed = self.followers.sums
         self.segment = time.perf_counter()
 
     def _state(self) -> checkpoint.State:
@@ -312,6 +329,7 @@ class Trial:
             "layers_at_first": self.layers_at_first,
             "seen_at_first": self.seen_at_first,
             "profile": self.profile.state(),
+            "followers": self.followers.state(),
             **self.pieces.state(),
         }
 
@@ -337,7 +355,7 @@ class Trial:
     def finish(self, status: str, reason: str | None = None) -> dict[str, Any]:
         """Keep the final weights, commit the record, and only then let go of the checkpoints."""
         if status == "diverged":
-            self._row("batch", float("nan"))
+            self.folder.add_row(self._row("batch", float("nan")))
         weights = {"model": self.run.measured().state_dict(), "step": self.run.step}
         checkpoint.save(self.folder.weights, weights, self.folder.check_held)
         record = record_of(self, status, reason)

@@ -108,8 +108,7 @@ def _forks(table: pd.DataFrame) -> Finding | None:
     line = (
         f"{len(forked)} of {len(done)} trials went on from the first steps of longer ones, which differ from them in "
         f"length alone: {saved:.3g} FLOPs, {saved / float(done['train_flops'].sum()):.0%} of the trials' "
-        "training FLOPs, were not run twice. Their losses are, bit for bit, those of independent runs; their curves "
-        "have the longer trial's evaluations up to the fork."
+        "training FLOPs, were not run twice. Losses and curves are, bit for bit, those of independent runs."
     )
     columns = ["trial_id", "variant", *CELL, "seed", "forked_from", "forked_step", "steps"]
     return Finding("forks", "Shared first steps", forked[columns], lines=[line])
