@@ -194,12 +194,14 @@ def main() -> None:
         begun = time.perf_counter()
         chaos = Chaos(folder, expected(folder, folder / "cache"), options.ray, options.seed)
         alone = time.perf_counter() - begun
-        chaos.run(options.kills)
-        print(f"{sum(chaos.struck.values())} kills in {time.perf_counter() - begun - alone:.0f} s:")
-        for whom, times in sorted(chaos.struck.items()):
-            print(f"  {times:4} {whom}")
-        count = Counter(chaos.attempts())
-        print(f"{chaos.finished + 1} studies; " + ", ".join(f"{n} {event}" for event, n in sorted(count.items())))
+        try:
+            chaos.run(options.kills)
+        finally:
+            print(f"{sum(chaos.struck.values())} kills in {time.perf_counter() - begun - alone:.0f} s:")
+            for whom, times in sorted(chaos.struck.items()):
+                print(f"  {times:4} {whom}")
+            count = Counter(chaos.attempts())
+            print(f"{chaos.finished + 1} studies; " + ", ".join(f"{n} {event}" for event, n in sorted(count.items())))
 
 
 if __name__ == "__main__":

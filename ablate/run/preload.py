@@ -3,11 +3,22 @@
 The first optimizer of a process imports torch._dynamo, which alone takes most of a second.
 """
 
+import sys
+from types import TracebackType
+
 import torch
 import torch._dynamo
 
 from ablate import registry
 
+
+def _unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an exception, but for that of a server whose driver was killed while it asked for a worker."""
+    if kind is not EOFError:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _unless_left
 torch.set_num_threads(1)
 for entry in registry.catalogue():
     registry.load(entry)
