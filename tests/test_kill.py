@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -125,3 +127,11 @@ def test_a_killed_idle_worker(ledger: Ledger) -> None:
     assert len(killed) == 1 and ended == ["finished"] * 4
     assert all(events(ledger.trial(each)) == ["start", "end"] for each in ledger.trial_ids())
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(("error", "told"), [("EOFError", False), ("ValueError('x')", True)])
+def test_a_server_without_a_driver_says_nothing(error: str, told: bool) -> None:
+    """Of that alone: the driver was killed while it asked for a worker."""
+    code = f"import ablate.run.preload; raise {error}"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 1 and ("Traceback" in found.stderr) == told
