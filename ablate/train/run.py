@@ -177,7 +177,8 @@ class TrainingRun(Run):
         rate = train.lr * self.schedule.factor(self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
-        self.model.train()
+        if not self.model.training:  # it walks through all modules: 1 % of a tiny step
+            self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         lap("optimizer")
         parts = self.paced.micro(self.step, self.pieces)
