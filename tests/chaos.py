@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runs import Command, events, new_results, run_here, undisturbed, with_database
+from runs import Command, events, new_results, run_here, undisturbed, wait_for, with_database
 
 from ablate.run.ledger import Ledger
 from ablate.run.status import study_status
@@ -37,6 +37,7 @@ seeds: 3
 LASTING = ("status", "metrics", "spec", "layers", "params_total", "train_flops", "tokens", "steps")
 LONGEST_S = 4.0  # from one strike to the next
 AT_START = 0.25  # so often the first strike does not wait for training to go on
+LET_GO_S = 20.0  # a process that ends gives its memory back, and is seen no more, before its files
 RESTARTS = 2  # strikes at others than the driver in one run: three deaths would give a trial up
 
 PLANNED = (".spec.json.", ".identity.json.")  # a driver's, who does not hold the trial: `ablate gc` removes them
@@ -146,8 +147,8 @@ class Chaos:
             assert folder.metrics.read_bytes() == expected.metrics.read_bytes()
             assert folder.weights.read_bytes() == expected.weights.read_bytes()
         if "chaos" in self.ledger.study_names():
-            counts = study_status(self.ledger, "chaos")
-            assert counts["finished"] == len(now) and counts["running"] == 0
+            wait_for(lambda: not study_status(self.ledger, "chaos")["running"], "trials that nobody holds", LET_GO_S)
+            assert study_status(self.ledger, "chaos")["finished"] == len(now)
 
     def end(self) -> None:
         """What must hold when the study has come to its end."""
