@@ -15,11 +15,11 @@ from ablate.run.trunks import saved_flops
 
 def plan_json(plan: Plan, ledger: Ledger) -> dict[str, Any]:
     """The machine-readable plan: one entry for every row (a variant at a size, axis setting and budget)."""
-    done = sum(ledger.trial(trial.id).record() is not None for trial in plan.trials)
+    done = _done(plan, ledger)
     return {
         "study": plan.grid.name,
         "trials": len(plan.trials),
-        "done": done,
+        "done": len(done),
         "match": plan.grid.match,
         "variants": [
             {
@@ -45,8 +45,13 @@ def plan_json(plan: Plan, ledger: Ledger) -> dict[str, Any]:
             for row in plan.rows
         ],
         "total_flops": plan.total_flops,
-        "shared_flops": saved_flops(plan.trials),
+        "shared_flops": saved_flops(plan, done),
     }
+
+
+def _done(plan: Plan, ledger: Ledger) -> set[str]:
+    """The trials that have ended."""
+    return {trial.id for trial in plan.trials if ledger.trial(trial.id).record() is not None}
 
 
 def _seeds(plan: Plan) -> list[int]:
@@ -71,7 +76,7 @@ def print_plan(plan: Plan, ledger: Ledger) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 240  # a file or a pipe has no width: nothing is cut off
-    done = sum(ledger.trial(trial.id).record() is not None for trial in plan.trials)
+    done = _done(plan, ledger)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, justify in (("variant", "left"), ("size", "left"), ("params", "right"), ("vs base", "right")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -97,13 +102,14 @@ def print_plan(plan: Plan, ledger: Ledger) -> None:
         )
     console.print(table)
     console.print(
-        f"{plural(len(plan.trials), 'trial')} over seeds {_seeds(plan)}, {done} already done; match: "
+        f"{plural(len(plan.trials), 'trial')} over seeds {_seeds(plan)}, {len(done)} already done; match: "
         f"{plan.grid.match} within {plan.grid.tolerance:.1%}; {plan.total_flops:.3g} training FLOPs in all",
         soft_wrap=True,
     )
-    if saved := saved_flops(plan.trials):
+    if saved := saved_flops(plan, done):
+        left = sum(trial.row.flops for trial in plan.trials if trial.id not in done)
         console.print(
-            f"trials that differ in length alone train their first steps once: {saved / plan.total_flops:.0%} of "
-            "these FLOPs are not run",
+            "trials that differ in length alone train their first steps once: "
+            f"{saved / left:.0%} of the FLOPs to come are not run",
             soft_wrap=True,
         )

@@ -15,7 +15,8 @@ from ablate.plan import make_plan
 from ablate.run.ledger import Ledger
 from ablate.run.planner import Ask
 from ablate.run.trunks import Wave, saved_flops, waves
-from ablate.train.trial import Job, plan_trial, run_trial
+from ablate.train.job import Job
+from ablate.train.trial import plan_trial, run_trial
 
 ROUNDS = 5
 GRID = """\
@@ -72,7 +73,7 @@ def _row(name: str, budgets: list[int], folder: Path) -> list[str]:
         ratios.append(took["forks"] / took["alone"])
         apart = max(apart, *(abs(losses["forks"][each] - losses["alone"][each]) for each in losses["alone"]))
     low, middle, high = statistics.quantiles(ratios, n=4)
-    flops = 1 - saved_flops(plan.trials) / plan.total_flops
+    flops = 1 - saved_flops(plan, ()) / plan.total_flops
     return [name, f"{flops:.0%}", f"{middle:.0%} ({low:.0%} to {high:.0%})", f"{apart:g}"]
 
 

@@ -79,7 +79,8 @@ from pathlib import Path
 from ablate.grid import load_grid
 from ablate.plan import make_plan
 from ablate.run.ledger import Ledger
-from ablate.train.trial import Job, plan_trial, run_trial
+from ablate.train.job import Job
+from ablate.train.trial import plan_trial, run_trial
 torch.set_num_threads(1)
 ledger = Ledger(Path({str(results)!r}))
 trials = make_plan(load_grid(Path({str(grid)!r}), []), ledger.cache).trials[:{LOOP} + 1]

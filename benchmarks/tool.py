@@ -16,8 +16,9 @@ from ablate.plan import make_plan
 from ablate.planview import plan_json
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.study import study_tree, write_study
+from ablate.train.job import Job
 from ablate.train.run import TrainingRun
-from ablate.train.trial import Job, plan_trial, run_trial
+from ablate.train.trial import plan_trial, run_trial
 from analysis.table import study_table
 from benchmarks.measure import interleaved, ratio
 

@@ -13,8 +13,9 @@ import torch
 from ablate.data.corpora import resolve
 from ablate.run.ledger import Ledger
 from ablate.spec import ArchSpec, DataSpec, TrainSpec, TrialSpec
+from ablate.train.job import Job
 from ablate.train.run import TrainingRun
-from ablate.train.trial import Job, plan_trial, run_trial
+from ablate.train.trial import plan_trial, run_trial
 from benchmarks.measure import interleaved, median_ms, ratio
 from benchmarks.plain_gpt import SHAPES
 

@@ -31,7 +31,8 @@ from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.local import LocalExecutor
 from ablate.run.study import Outcome, StudyRun
 from ablate.spec import TrialSpec, parse
-from ablate.train.trial import Job, plan_trial, run_trial
+from ablate.train.job import Job
+from ablate.train.trial import plan_trial, run_trial
 
 T = TypeVar("T")
 

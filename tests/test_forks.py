@@ -12,8 +12,10 @@ import pytest
 from runs import LADDER, events, new_results, plan_of, run_here, spec, train, with_database
 
 from ablate.rows import PlannedTrial, Row
-from ablate.run.alike import own_seconds
+from ablate.run.alike import own_flops, own_seconds
+from ablate.run.budget import Budget, Budgeted
 from ablate.run.ledger import Ledger, TrialFolder
+from ablate.run.planner import GridPlanner
 from ablate.run.trunks import forks_of, saved_flops
 from ablate.spec import TrialSpec, canonical
 from ablate.train import checkpoint
@@ -62,7 +64,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> Ledger
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_ladder_is_trained_on_one_trunk(workers: int, alone: Ledger, ledger: Ledger, write: Write) -> None:
+def test_a_ladder_is_trained_on_one_trunk(
+    workers: int, alone: Ledger, ledger: Ledger, write: Write, tmp_path: Path
+) -> None:
     """Curves, weights and layers are bit for bit those of independent runs, for about half of the steps."""
     code, said = run_here("run", write(LADDER), "--results", with_database(ledger).root, "--workers", workers)
     assert code == 0 and "10 finished" in said, said
@@ -84,6 +88,11 @@ def test_a_ladder_is_trained_on_one_trunk(workers: int, alone: Ledger, ledger: L
             assert own_seconds(record) == record["wall_s"] - forked["wall_s"]
     assert steps[True] <= 0.55 * steps[False]
     assert not list(ledger.root.glob("trials/*/checkpoint*.pt"))
+    plan = plan_of(LADDER, tmp_path, ledger.cache.resolve())
+    spent = Budgeted(GridPlanner(plan), Budget(1e18, "flops"), ledger, print).spent()
+    assert spent == pytest.approx(plan.total_flops - saved_flops(plan, ()))
+    own = sum(own_flops(record_of(ledger.trial(each))) or 0.0 for each in ledger.trial_ids())
+    assert own == pytest.approx(spent)
     code, said = run_here("status", "ladder", "--results", ledger.root, "--json")
     taken = [own_seconds(record_of(ledger.trial(each))) or 0.0 for each in ledger.trial_ids()]
     assert json.loads(said)["hours"]["taken"] == pytest.approx(sum(taken) / 3600)
@@ -94,17 +103,24 @@ def test_a_ladder_is_trained_on_one_trunk(workers: int, alone: Ledger, ledger: L
 
 def test_the_plan_says_what_is_not_run(tmp_path: Path, token_cache: Path, write: Write) -> None:
     plan = plan_of(LADDER, tmp_path, token_cache)
-    saved = saved_flops(plan.trials)
-    assert saved / plan.total_flops == pytest.approx(
-        0.8 * (12.5 + 17.5 + 25 + 35) / (12.5 + 17.5 + 25 + 35 + 50), rel=0.03
-    )
+    saved = saved_flops(plan, ())
+    shorter = 3200 + 4480 + 6400 + 8960
+    assert saved / plan.total_flops == pytest.approx(0.8 * shorter / (shorter + 12_800), rel=0.03)
     code, said = run_here("plan", write(LADDER), "--results", tmp_path / "results")
-    assert code == 0 and f"{saved / plan.total_flops:.0%} of these FLOPs are not run" in said
+    assert code == 0 and f"{saved / plan.total_flops:.0%} of the FLOPs to come are not run" in said
     code, said = run_here("plan", write(LADDER), "--results", tmp_path / "results", "--json")
     assert json.loads(said)["shared_flops"] == saved
-    alone = LADDER.replace("warmup: 2", "warmup: 0.1")
-    code, said = run_here("plan", write(alone), "--results", tmp_path / "results")
-    assert code == 0 and "not run" not in said
+    longest = [trial.id for trial in plan.trials if trial.spec.train.tokens == 12_800]
+    after = saved_flops(plan, longest)  # the next longest is the trunk then
+    assert after / plan.total_flops == pytest.approx(0.8 * (shorter - 8960) / (shorter + 12_800), rel=0.04)
+    for other in (
+        LADDER.replace("warmup: 2", "warmup: 0.1"),
+        LADDER.replace("seeds: 1", "seeds: 2\nrungs: {keep: 0.5, at: [0.25]}").replace("points: 3", "points: 6"),
+        LADDER + "promote: {}\n",
+        LADDER + "predict: {flops: 1e12}\n",
+    ):
+        code, said = run_here("plan", write(other), "--results", tmp_path / "results")
+        assert code == 0 and "not run" not in said, said
 
 
 def test_what_has_steps_in_common() -> None:

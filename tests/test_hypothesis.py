@@ -138,7 +138,8 @@ def test_a_line_that_a_crash_tore(tmp_path: Path) -> None:
     folder, table, overall = study(tmp_path, -0.10)
     register(folder)
     with open(folder / "hypothesis.jsonl", "a") as stream:
-        stream.write('{"time": 1e300, "hypothesis": {}, "planned": {}}\n{"time": 60.0}\n{"ti')
+        stream.write('{"time": 1e300, "hypothesis": {}, "planned": {}}\n{"time": 60.0}\n')
+        stream.write('{"time": 60.0, "sha256": "0", "hypothesis": {"expect": "better"}, "planned": {}}\n{"ti')
     found = expected_section(folder, table, overall)
     assert found is not None and found.outcome.startswith("as expected") and found.deviations == []
 

@@ -22,7 +22,8 @@ from ablate.run.places import Place, Places
 from ablate.run.speeds import Speeds
 from ablate.run.study import StudyRun
 from ablate.spec import Resources, to_tree
-from ablate.train.trial import Job, plan_trial
+from ablate.train.job import Job
+from ablate.train.trial import plan_trial
 
 Write = Callable[..., Path]
 GPU = Resources(gpus=1.0)

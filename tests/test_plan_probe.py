@@ -26,7 +26,7 @@ from ablate.run.status import print_status, study_status
 from ablate.run.study import study_tree
 from ablate.spec import TrialSpec
 from ablate.train.fitted import new_run
-from ablate.train.trial import Job
+from ablate.train.job import Job
 
 Write = Callable[..., Path]
 

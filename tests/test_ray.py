@@ -174,9 +174,9 @@ def test_planners_ask_ray_as_they_ask_any_executor(ledger: Ledger, other_ledger:
 
 def test_trials_go_on_from_a_trunk(ledger: Ledger, other_ledger: Ledger, write: Write) -> None:
     code, said = run_here(*ray_command(ledger, grid := write(LADDER)))
-    assert code == 0 and "10 finished" in said
+    assert code == 0 and "10 finished" in said, said
     code, said = run_here("run", grid, "--results", with_database(other_ledger).root, "--workers", 0, "--no-forks")
-    assert code == 0 and "10 finished" in said
+    assert code == 0 and "10 finished" in said, said
     for trial_id in other_ledger.trial_ids():
         ours, theirs = (each.trial(trial_id).record() for each in (ledger, other_ledger))
         assert ours is not None and theirs is not None and ours["metrics"] == theirs["metrics"]

@@ -16,7 +16,8 @@ from ablate.plan import make_plan
 from ablate.run.ledger import ENDED, Ledger
 from ablate.run.outcome import early_loss
 from ablate.run.study import write_study
-from ablate.train.trial import Job, plan_trial, run_trial
+from ablate.train.job import Job
+from ablate.train.trial import plan_trial, run_trial
 from analysis.columns import BY_NAME, COLUMNS, LABELS
 from analysis.table import TableError, finished, read_study, read_table, study_curves, study_table
 from analysis.tables import comparison_table, overall_table

@@ -69,6 +69,12 @@ def own_seconds(record: Mapping[str, Any]) -> float | None:
     return wall_s - before if wall_s and before else wall_s
 
 
+def own_flops(record: Mapping[str, Any]) -> float | None:
+    """Training FLOPs of an ended trial without those of such steps."""
+    flops, steps, before = record.get("train_flops"), record.get("steps"), (record.get("forked") or {}).get("step")
+    return flops * (1 - before / steps) if flops and steps and before else flops
+
+
 def devices_of(record: Mapping[str, Any] | None) -> float:
     """Devices that an ended trial held, as `devices`; one where nothing is known of it."""
     asked = ((record or {}).get("spec") or {}).get("resources") or {}

@@ -19,6 +19,8 @@ from ablate.run.ledger import Ledger
 from ablate.run.limits import attempts_s
 from ablate.run.planner import Ask, GridPlanner, Planner
 from ablate.run.speeds import Speeds
+from ablate.train.forks import forked_from
+from analysis.records import is_number
 
 UNITS = ("gpu-h", "cpu-h", "flops")
 FORM = re.compile(r"\s*([0-9][0-9.eE+_-]*)\s*([A-Za-z-]+)\s*")
@@ -188,7 +190,7 @@ class Budgeted:
         for trial in self.plan.trials:
             seconds = attempts_s(self.ledger.trial(trial.id), study=self.plan.grid.name)
             if self.budget.unit == "flops":
-                total += trial.row.flops * self._reached(trial) if seconds else 0.0
+                total += trial.row.flops * (self._reached(trial) - self._given(trial)) if seconds else 0.0
             else:
                 total += sum(seconds) / 3600 * self._devices(trial)
         return total
@@ -201,6 +203,11 @@ class Budgeted:
         steps = trial.spec.train.steps
         last = max((row["step"] for row in self.ledger.trial(trial.id).rows()), default=0)
         return min(1.0, last / steps) if steps else 0.0
+
+    def _given(self, trial: PlannedTrial) -> float:
+        """The part of a trial that another one has trained for it."""
+        forked = forked_from(self.ledger.trial(trial.id).history()) or {}
+        return forked["step"] / trial.spec.train.steps if is_number(forked.get("step")) else 0.0
 
     def _words(self) -> str:
         rows = Counter(f"{trial.row.variant} ({trial.row.cell})" for trial in self.left_out.values())

@@ -17,7 +17,8 @@ from ablate.rows import Plan, PlannedTrial
 from ablate.run.environment import environment
 from ablate.run.files import write_json
 from ablate.run.ledger import Ledger
-from ablate.train.trial import Job, plan_trial, prepare_process, run_trial
+from ablate.train.job import Job
+from ablate.train.trial import plan_trial, prepare_process, run_trial
 from analysis.drift import Rerun, reruns, set_of
 
 

@@ -13,7 +13,7 @@ from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.outcome import without_result
 from ablate.run.worker import Event
 from ablate.spec import Resources
-from ablate.train.trial import Job
+from ablate.train.job import Job
 
 MAX_DEATHS = 3  # a trial that takes its worker with it this often is given up
 

@@ -243,17 +243,6 @@ class Ledger:
             yield
 
 
-def _named(folder: Path) -> list[Path]:
-    """What is in a folder under names that the harness gives; nothing where there is no folder."""
-    return [each for each in folder.iterdir() if not wrong_with(each.name)] if folder.is_dir() else []
-
-
-def _names_trials(row: dict[str, Any]) -> bool:
-    """Whether a line of a study's log lists ids."""
-    lists = [row.get(key) for key in ("trained", "reused")]
-    return all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in lists)
-
-
 class Unread:
     """The records of a ledger that were not given before. They do not change."""
 
@@ -266,3 +255,14 @@ class Unread:
             if trial_id not in self._given and (record := self.ledger.trial(trial_id).record()) is not None:
                 self._given.add(trial_id)
                 yield record
+
+
+def _named(folder: Path) -> list[Path]:
+    """What is in a folder under names that the harness gives; nothing where there is no folder."""
+    return [each for each in folder.iterdir() if not wrong_with(each.name)] if folder.is_dir() else []
+
+
+def _names_trials(row: dict[str, Any]) -> bool:
+    """Whether a line of a study's log lists ids."""
+    lists = [row.get(key) for key in ("trained", "reused")]
+    return all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in lists)

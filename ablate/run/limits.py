@@ -9,7 +9,7 @@ from ablate.run.executor import give_up
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.process import Worker
 from ablate.run.worker import Event
-from ablate.train.trial import Job
+from ablate.train.job import Job
 
 STOP_PATIENCE_S = 20.0  # from the request to stop until the worker is killed
 BEGIN, END = ("start", "resume"), ("stop", "pause", "lost", "end")

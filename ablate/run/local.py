@@ -20,7 +20,8 @@ from ablate.run.places import Place, Places
 from ablate.run.process import Worker
 from ablate.run.worker import Event, work
 from ablate.spec import Resources
-from ablate.train.trial import OUT_OF_MEMORY, Job
+from ablate.train.job import Job
+from ablate.train.trial import OUT_OF_MEMORY
 
 Work = tuple[Job, Resources]
 

@@ -19,9 +19,10 @@ from ablate.run.memory import free_ram
 from ablate.spec import TrialSpec
 from ablate.train import checkpoint
 from ablate.train.fitted import FittedRun, new_run
+from ablate.train.job import Job
 from ablate.train.memory import Pieces, free, out_of_memory
 from ablate.train.run import Diverged, Run, TrainingRun
-from ablate.train.trial import Job, prepare_process
+from ablate.train.trial import prepare_process
 
 WARM, TIMED = 2, 9  # steps: the first ones compile, allocate and fill caches
 LEAST, PATIENCE_S = 3, 30.0  # no more than so many steps once they have taken so long

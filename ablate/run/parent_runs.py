@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from ablate.run.alike import own_seconds
+from ablate.run.alike import own_flops, own_seconds
 from ablate.run.trial_run import legal
 from analysis.columns import cell_name
 from analysis.records import ENDED, is_number
@@ -43,7 +43,7 @@ def ended(record: Mapping[str, Any], label: Mapping[str, Any], mark: str) -> End
         metric["name"],
         metric["better"],
         _number(record["metrics"].get(metric["name"])),
-        record.get("train_flops") or 0.0,
+        own_flops(record) or 0.0,
         own_seconds(record) or 0.0,
     )
 

@@ -11,7 +11,7 @@ from ablate.run import memory
 from ablate.run.cores import Cores
 from ablate.run.memory import Room
 from ablate.spec import Resources
-from ablate.train.trial import Job
+from ablate.train.job import Job
 
 
 @dataclass

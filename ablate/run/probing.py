@@ -22,8 +22,8 @@ from ablate.run.ledger import Ledger
 from ablate.run.measure import Figures, measure
 from ablate.run.process import server
 from ablate.spec import TrialSpec, digest
+from ablate.train.job import Job
 from ablate.train.memory import out_of_memory
-from ablate.train.trial import Job
 
 
 def device_of(spec: TrialSpec) -> torch.device:

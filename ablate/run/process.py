@@ -21,7 +21,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 
 from ablate.run.worker import Event, serve
-from ablate.train.trial import Job
+from ablate.train.job import Job
 
 GUARD_EVERY_MS = 500
 MAX_TRIES = 3  # to start a worker: the server that forks it can be killed at that moment

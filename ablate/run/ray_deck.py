@@ -10,7 +10,7 @@ import ray
 
 from ablate.run.executor import Deaths
 from ablate.run.worker import Event
-from ablate.train.trial import Job
+from ablate.train.job import Job
 
 
 @dataclass(frozen=True)

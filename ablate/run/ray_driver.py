@@ -39,7 +39,7 @@ from ablate.run.ray_deck import Deck, Surroundings, on_this_node
 from ablate.run.ray_home import Home
 from ablate.run.ray_lane import Lane
 from ablate.run.ray_nodes import look, nodes, refusal
-from ablate.train.trial import Job
+from ablate.train.job import Job
 
 STOP_PATIENCE_S = 15.0
 WATCH_S = 3.0
@@ -163,7 +163,7 @@ def imported_here() -> tuple[str, str, str]:
 def _train(orders: dict[str, Any], found: set[str]) -> None:
     """Deal all jobs to lanes. The actors have names of this run's own: several drivers share a cluster."""
     run = f"ablate-{orders['token']}"
-    jobs = {kind: [Job(**job) for job in each] for kind, each in orders["jobs"].items()}
+    jobs = {kind: [Job.of_json(job) for job in each] for kind, each in orders["jobs"].items()}
     about = Surroundings(orders["marker"], orders["token"], orders["store"], orders["plugins"])
     here = on_this_node()
     keeping = Home.options(name=f"{run}-home", scheduling_strategy=here)  # type: ignore[attr-defined]

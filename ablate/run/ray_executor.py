@@ -18,7 +18,7 @@ from ablate.run.executor import Fatal, OnEvent
 from ablate.run.files import write_text
 from ablate.run.store import FileStore
 from ablate.spec import Resources
-from ablate.train.trial import Job
+from ablate.train.job import Job
 
 LANES = 512  # most lanes at once, on a cluster
 ADDRESSES = "run the command on a node of the cluster, with its head's HOST:PORT or auto"
@@ -125,9 +125,10 @@ class RayExecutor:
 
 
 def _listen(stream: Any, events: Any) -> None:
-    for line in stream:
-        try:
-            events.put(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # some library wrote to stdout
+    with stream:
+        for line in stream:
+            try:
+                events.put(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # some library wrote to stdout
     events.put(None)

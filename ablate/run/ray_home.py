@@ -14,7 +14,8 @@ from ablate.errors import UserError
 from ablate.run.lease import Busy
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.store import FileStore, bring_home
-from ablate.train.trial import Job, read_spec
+from ablate.train.job import Job
+from ablate.train.trial import read_spec
 
 CHUNK = 16 * 2**20  # bytes a message
 

@@ -30,7 +30,7 @@ from ablate.run.ray_deck import Surroundings
 from ablate.run.ray_home import HomeStore
 from ablate.run.store import Courier, FileStore, fetch_folder, write_plugins
 from ablate.run.worker import Event
-from ablate.train.trial import Job
+from ablate.train.job import Job
 
 STOP_PATIENCE_S = 10.0
 STEP_S = 1.0  # a lane reports to Tune about this often

@@ -33,7 +33,8 @@ from ablate.run.tune_planner import TunePlanner
 from ablate.run.worker import Event
 from ablate.spec import Resources
 from ablate.train.forks import Fork
-from ablate.train.trial import Job, plan_trial
+from ablate.train.job import Job
+from ablate.train.trial import plan_trial
 from analysis.records import read_lines
 
 ASK_AGAIN_S = 3.0  # how often a trial that another run holds is looked at

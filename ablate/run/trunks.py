@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ablate.rows import PlannedTrial
+from ablate.rows import Plan, PlannedTrial
 from ablate.run.planner import Ask
 from ablate.train.forks import Fork, shared_steps
 
@@ -48,9 +48,12 @@ def forks_of(trials: Iterable[PlannedTrial]) -> list[tuple[str, Fork]]:
     return found
 
 
-def saved_flops(trials: Sequence[PlannedTrial]) -> float:
-    """Training FLOPs of these trials that are not computed twice when all of them are trained. (A model whose
-    constraints are told how much of its run is done takes its first steps alone after all.)"""
-    by_id = {trial.id: trial for trial in trials}
-    forks = (fork for _, fork in forks_of(trials))
-    return sum(by_id[fork.trial].row.flops * fork.step / fork.steps for fork in forks)
+def saved_flops(plan: Plan, done: Container[str]) -> float:
+    """Training FLOPs of a plan's trials, but for those that are done, that are not computed twice. 0 under planners
+    that do not ask for lengths together. (A model whose constraints are told how much of its run is done takes its
+    first steps alone after all.)"""
+    if plan.grid.rungs or plan.grid.promote or plan.grid.predict:
+        return 0.0
+    trials = {trial.id: trial for trial in plan.trials if trial.id not in done}
+    forks = (fork for _, fork in forks_of(trials.values()))
+    return sum(trials[fork.trial].row.flops * fork.step / fork.steps for fork in forks)

@@ -21,7 +21,8 @@ from ablate.errors import UserError
 from ablate.run.cores import allowed, pin
 from ablate.run.files import full_disk
 from ablate.run.lease import Busy
-from ablate.train.trial import Job, run_trial
+from ablate.train.job import Job
+from ablate.train.trial import run_trial
 
 Event = dict[str, Any]
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)

@@ -12,7 +12,6 @@ import os
 import time
 import traceback
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ from ablate.run.outcome import without_result
 from ablate.spec import TrialSpec, canonical, parse, to_tree
 from ablate.train import checkpoint
 from ablate.train.fitted import new_run
-from ablate.train.forks import Followers, Fork
+from ablate.train.forks import Followers
+from ablate.train.job import Job
 from ablate.train.memory import Pieces, free, out_of_memory
 from ablate.train.profile import NoProfile, Profile
 from ablate.train.record import record_of
@@ -41,28 +41,6 @@ CHECKPOINT_SHARE = 0.02  # at most this part of a trial's time goes into checkpo
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 
 Progress = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told: which trial of which results folder, where, with which plugins."""
-
-    trial_id: str
-    results: str
-    device: str = "cpu"
-    threads: int = 1
-    checkpoint_every_s: float = 15.0
-    progress_every_s: float = 0.5
-    plugins: dict[str, str] = field(default_factory=dict)  # path -> hash of its syntax tree
-    until: int | None = None  # pause after this step, leaving a checkpoint
-    stop: bool = False  # end it where it stands
-    forks: tuple[Fork, ...] = ()  # trials that go on from its first steps
-    profile: bool = False  # measure where its time goes
-    crowded: bool = False  # others share its GPU: where memory is refused it ends, to be tried alone
-    study: str = ""  # for which it is trained
-    cores: tuple[int, ...] = ()  # to which its worker is pinned
-    memory_bytes: float = 0.0  # what it is expected to need
-    hours: float | None = None  # of wall time, which whoever started the worker watches
 
 
 def run_trial(job: Job) -> Generator[Progress, None, None]:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.records import is_time, read_lines
+from analysis.records import is_number, is_time, read_lines
 from analysis.tables import SIGN
+
+TEXTS = ("claim", "variant", "expect", "metric", "stopping")  # of a registered block, beside `smallest`
 
 
 @dataclass
@@ -24,7 +26,15 @@ class Expected:
 
 
 def _is_whole(line: dict[str, Any]) -> bool:
-    return is_time(line.get("time")) and all(isinstance(line.get(part), dict) for part in ("hypothesis", "planned"))
+    block = line.get("hypothesis")
+    return (
+        is_time(line.get("time"))
+        and isinstance(line.get("sha256"), str)
+        and isinstance(line.get("planned"), dict)
+        and isinstance(block, dict)
+        and all(isinstance(block.get(name), str) for name in TEXTS)
+        and is_number(block.get("smallest"))
+    )
 
 
 def expected_section(folder: Path, table: pd.DataFrame, overall: pd.DataFrame) -> Expected | None:
