@@ -128,6 +128,13 @@ def _running(run: argparse.ArgumentParser) -> None:
     _models(run)
     run.add_argument("--check-drift", action="store_true", help="train a baseline trial again on this machine")
     run.add_argument("--no-forks", action="store_true", help="train the steps that trials have in common in each")
+    run.add_argument(
+        "--cohorts",
+        type=_count,
+        metavar="K",
+        help="train up to K trials as one program that differ in seed, rates and optimizer settings alone; 0 for "
+        "none (default: on GPUs, where that is measured to be faster)",
+    )
     run.add_argument("--profile", action="store_true", help="measure where the time of a step goes, for the report")
     run.add_argument("--retry-failed", action="store_true", help="try failed trials again")
     run.add_argument("--checkpoint-every", type=float, default=15.0, metavar="S", help="seconds (default: 15)")

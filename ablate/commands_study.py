@@ -15,6 +15,7 @@ from ablate.errors import UserError, plural
 if TYPE_CHECKING:
     from ablate.grid import Grid
     from ablate.rows import Plan
+    from ablate.run.cohorts import Cohorts
     from ablate.run.executor import Executor
     from ablate.run.ledger import Ledger
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 # Options of a run that `resume` goes on with
 KEPT = (
     *("executor", "workers", "address", "ship", "store", "tracking_uri", "log_models", "checkpoint_every"),
-    *("max_hours", "budget", "pack", "check_drift", "no_forks", "profile"),
+    *("max_hours", "budget", "pack", "check_drift", "no_forks", "profile", "cohorts"),
 )
 
 
@@ -108,6 +109,7 @@ def _run(options: Namespace, grid: Grid, begun: float) -> int:
             *(ledger, plan, executor, console, options.checkpoint_every, deadline, budget),
             forks=not options.no_forks,
             profile=options.profile,
+            cohorts=_cohorts(options),
         )
         outcome = study.run(uri, options.retry_failed, options.log_models)
         if options.check_drift and not outcome.stopped:
@@ -151,6 +153,22 @@ def _executor(options: Namespace, plan: Plan) -> Executor:
 
     slots = gpus * options.pack if options.pack else slots
     return LocalExecutor(slots if options.workers is None else options.workers, gpus, options.pack)
+
+
+def _cohorts(options: Namespace) -> Cohorts:
+    """Which trials are trained together."""
+    import torch
+
+    from ablate.run.cohorts import Cohorts
+
+    if options.pack:
+        if options.cohorts:
+            raise UserError(f"--cohorts {options.cohorts} and --pack are two ways to fill a GPU: leave one out")
+        return Cohorts(0)
+    if options.address:
+        return Cohorts(options.cohorts)
+    workers = _cpus() if options.workers is None else max(1, options.workers)
+    return Cohorts(options.cohorts, workers, torch.cuda.device_count())
 
 
 def _cpus() -> int:

@@ -21,6 +21,7 @@ SECTIONS = (
     "diagnostics",
     "layers",
     "forked",
+    "cohort",
     "profile",
 )  # objects, where a record has them
 STUDY: dict[str, type | tuple[type, ...]] = {

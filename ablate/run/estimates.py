@@ -17,7 +17,7 @@ from ablate.run.measure import Figures
 from ablate.spec import TrialSpec
 from ablate.train.job import Job
 from ablate.train.steps import evaluation_steps
-from ablate.train.trial import CHECKPOINT_SHARE
+from ablate.train.training import CHECKPOINT_SHARE
 
 
 def trial_seconds(figures: Figures, spec: TrialSpec, checkpoint_every_s: float = Job.checkpoint_every_s) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +41,18 @@ class Deaths:
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
+
+    def after(self, job: Job, how: str) -> tuple[list[Job], Event | None]:
+        """What is to be done again after a worker's death by `how`, and the event of a trial that is given up. Of a
+        cohort each is tried by itself: it shows who it was."""
+        if not job.beside:
+            event = self.count(job, how)
+            return ([] if event else [job]), event
+        folders = [Ledger(Path(each.results)).trial(each.trial_id) for each in job.each()]
+        for folder in folders:
+            if folder.record() is None:
+                folder.note("lost", by=how)
+        return [replace(each, beside=()) for each in job.each()], None
 
     def count(self, job: Job, how: str) -> Event | None:
         """One more, by `how`. The event of the trial's end where it is given up, None where it is tried again."""

@@ -153,12 +153,15 @@ class LocalExecutor:
         (job, need), _ = self._release(slot)
         how = slot.worker.fate()
         self._replace(slot)
+        again: list[Job] = []
         out_of_time = slot.limit is not None and slot.limit.enforced
-        event = slot.limit.fail() if slot.limit and out_of_time else self.deaths.count(job, how)
+        if slot.limit and out_of_time:
+            event = slot.limit.fail()
+        else:
+            again, event = self.deaths.after(job, how)
         if event is not None:
             on_event(event)
-        elif not out_of_time:
-            waiting.appendleft((job, need))
+        waiting.extendleft((each, need) for each in reversed(again))
 
     def _end(self, pool: list[Slot]) -> None:
         """Ask every worker to stop (a trial under way leaves a checkpoint), and end those that do not."""

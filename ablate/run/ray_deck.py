@@ -48,10 +48,10 @@ class Deck:
         self.seen[kind].add(lane)
         if lane in self.held:
             _, held = self.held.pop(lane)
-            ray.get(self.home.release.remote(held.trial_id))  # it was held for the lane that is dead
-            event = self.deaths.count(held, how)
-            if event is None:
-                self.waiting[kind].appendleft(held)
+            # they were held for the lane that is dead
+            ray.get([self.home.release.remote(each.trial_id) for each in held.each()])
+            again, event = self.deaths.after(held, how)
+            self.waiting[kind].extendleft(reversed(again))
         if self.waiting[kind]:
             self.held[lane] = kind, self.waiting[kind].popleft()
         return (self.held[lane][1] if lane in self.held else None), event

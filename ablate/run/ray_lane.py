@@ -67,24 +67,44 @@ class Abroad:
 
     def __init__(self, about: Surroundings, home: Any):
         self.results, self.home = folder_here(about.token), home
-        self.origin = HomeStore(home)
-        store = FileStore(about.store) if about.store else self.origin
-        self.courier = Courier(store, self.results, self.origin)
+        self.store = about.store
+        self.couriers: dict[str, tuple[Courier, HomeStore]] = {}  # of the trials under way
 
-    def receive(self, job: Job) -> Job:
-        """Fetch what a trial needs; the job as it is here. Raises `Busy`."""
-        self.origin.take(job.trial_id)
+    def receive(self, job: Job, passed: list[Event]) -> Job | None:
+        """Fetch what a trial, or a cohort, needs; the job as it is here, without those that others train."""
+        self.couriers = {}
+        here = []
+        for each in job.each():
+            try:
+                here.append(self._receive(each))
+            except Busy as busy:
+                passed.append({"id": each.trial_id, "busy": str(busy)})
+        if not here:
+            return None
+        return replace(here[0], beside=None if job.beside is None else tuple(here[1:]))
+
+    def _receive(self, job: Job) -> Job:
+        origin = HomeStore(self.home)
+        origin.take(job.trial_id)
+        courier = Courier(FileStore(self.store) if self.store else origin, self.results, origin)
+        self.couriers[job.trial_id] = courier, origin
         for folder in ray.get(self.home.cache_folders.remote(job)):
-            fetch_folder(self.origin, folder, self.results)
-        spec = read_json(self.courier.fetch(job.trial_id).spec)
+            fetch_folder(origin, folder, self.results)
+        spec = read_json(courier.fetch(job.trial_id).spec)
         if spec["parent"] is not None:
-            self.courier.fetch_weights(spec["parent"])
+            courier.fetch_weights(spec["parent"])
         return replace(job, results=str(self.results))
+
+    def bring(self, at_once: bool = False) -> None:
+        """What has changed of the trials under way."""
+        for courier, _ in self.couriers.values():
+            courier.bring(at_once)
 
     def end(self, trial_id: str) -> None:
         """Bring home a trial that has ended, and let others have it."""
-        self.courier.end()
-        self.origin.release(trial_id, ended=True)
+        courier, origin = self.couriers.pop(trial_id)
+        courier.end()
+        origin.release(trial_id, ended=True)
 
 
 class Lane(tune.Trainable):
@@ -151,7 +171,7 @@ class Lane(tune.Trainable):
             else:
                 latest = event
             if self.abroad is not None:
-                self.abroad.courier.bring()
+                self.abroad.bring()
         return {"events": json.dumps([*passed, *([latest] if latest else [])]), "done": False}
 
     def _take(self, passed: list[Event], **lost: str) -> bool:
@@ -165,10 +185,8 @@ class Lane(tune.Trainable):
         if job is not None:
             self.worker = self.worker or Worker()
             plugins = write_plugins(self.about.plugins, job.plugins, node_folder())
-            try:
-                here = job if self.abroad is None else self.abroad.receive(job)
-            except Busy as busy:
-                passed.append({"id": job.trial_id, "busy": str(busy)})
+            here = job if self.abroad is None else self.abroad.receive(job, passed)
+            if here is None:
                 self._let_go()
                 return True
             self.limit = Limit(here)
@@ -193,7 +211,7 @@ class Lane(tune.Trainable):
         if self.limit.enforced and (event := self.limit.fail()) is not None:
             passed.append(event)
         if self.abroad is not None:
-            self.abroad.courier.bring(at_once=True)
+            self.abroad.bring(at_once=True)
         if not self.limit.enforced:
             self._take(passed, how=how)
             return
@@ -215,7 +233,7 @@ class Lane(tune.Trainable):
             self.worker.end(STOP_PATIENCE_S)
             self.worker = None
             if self.abroad is not None:
-                self.abroad.courier.bring(at_once=True)
+                self.abroad.bring(at_once=True)
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         return {}  # the trial's folder owns its checkpoints

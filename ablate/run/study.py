@@ -16,6 +16,7 @@ from ablate.resolve import default_gpus
 from ablate.rows import Plan, PlannedTrial
 from ablate.run.background import BackgroundMirror
 from ablate.run.budget import Budget, Budgeted, by_priority
+from ablate.run.cohorts import Cohorts
 from ablate.run.estimates import keep_estimates
 from ablate.run.executor import Executor, give_up
 from ablate.run.files import append_json, write_json, write_text
@@ -167,6 +168,7 @@ class StudyRun:
         budget: Budget | None = None,
         forks: bool = True,  # whether trials with common first steps train them once
         profile: bool = False,  # measure where trials' time goes
+        cohorts: Cohorts = Cohorts(0),  # which trials are trained together  # noqa: B008
     ):
         self.ledger = ledger
         self.plan = plan
@@ -175,7 +177,7 @@ class StudyRun:
         self.checkpoint_every_s = checkpoint_every_s
         self._waited_for: set[str] = set()
         self.budget = budget
-        self.forks, self.profile = forks, profile
+        self.forks, self.profile, self.cohorts = forks, profile, cohorts
         self.needs = Needs(ledger)
         self.stop = Stop(console, ledger.pause_file(plan.grid.name), deadline)
 
@@ -299,10 +301,20 @@ class StudyRun:
         """What other runs hold is waited for, and run where they leave it without a record."""
         batch, held = wave.asks, dict[str, Ask]()
         while (batch or held) and not self.stop.event.is_set():
-            work = [(self._job(ask, wave.forks.get(ask.trial.id, ())), self._needs(ask.trial)) for ask in batch]
+            work = self.cohorts.formed(
+                [
+                    (self._job(ask, wave.forks.get(ask.trial.id, ())), self._needs(ask.trial), ask.trial.spec)
+                    for ask in batch
+                ]
+            )
             asks = {ask.trial.id: ask for ask in batch}
+            told = set[str]()
 
-            def on_event(event: Event, asks: Mapping[str, Ask] = asks) -> None:
+            def on_event(event: Event, asks: Mapping[str, Ask] = asks, told: set[str] = told) -> None:
+                if "status" in event and event["id"] in told:  # a member of a cohort whose worker died
+                    return
+                if "status" in event:
+                    told.add(event["id"])
                 if "busy" in event:
                     held[event["id"]] = asks[event["id"]]
                     self._say_held(event["id"], event["busy"])

@@ -5,6 +5,7 @@ A file is what `torch.save` writes, then one line with the SHA-256 of that, so t
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import pickle
 from collections.abc import Callable
@@ -42,7 +43,7 @@ def save(file: Path, state: State, check: Callable[[], None] | None = None) -> N
         with open(part, "wb") as stream:  # an open file, because torch's own writer does not say why it failed
             hashed = _Hashed(stream)
             try:
-                torch.save(state, hashed)  # type: ignore[arg-type]
+                torch.save(_compact(state), hashed)  # type: ignore[arg-type]
             except RuntimeError as error:
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
@@ -50,6 +51,19 @@ def save(file: Path, state: State, check: Callable[[], None] | None = None) -> N
             stream.write(MARK + hashed.hash.hexdigest().encode() + b"\n")
 
     write_whole(file, write, check)
+
+
+def _compact(tree: Any) -> Any:
+    """A tensor that is a part of a larger one is written without the rest."""
+    if isinstance(tree, dict):
+        found = copy.copy(tree)  # with what torch hangs on a `state_dict`
+        found.update((key, _compact(each)) for key, each in tree.items())
+        return found
+    if isinstance(tree, list | tuple):
+        return type(tree)(_compact(each) for each in tree)
+    if isinstance(tree, torch.Tensor) and tree.untyped_storage().nbytes() > tree.numel() * tree.element_size():
+        return tree.clone()
+    return tree
 
 
 def load(file: Path) -> State | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ablate.train.forks import Fork
@@ -22,6 +22,9 @@ class Job:
     plugins: dict[str, str] = field(default_factory=dict)  # path -> hash of its syntax tree
     until: int | None = None  # pause after this step, leaving a checkpoint
     stop: bool = False  # end it where it stands
+    beside: tuple[Job, ...] | None = None  # trained with it as one program; (): by that program, but alone
+    if_faster: int = 0  # where set, only if so many together are measured to be faster than one after the other
+    apart: bool = False  # it was found that it cannot be
     forks: tuple[Fork, ...] = ()  # trials that go on from its first steps
     profile: bool = False  # measure where its time goes
     crowded: bool = False  # others share its GPU: where memory is refused it ends, to be tried alone
@@ -33,4 +36,12 @@ class Job:
     @classmethod
     def of_json(cls, tree: Mapping[str, Any]) -> Job:
         """The job whose `asdict` has been through JSON."""
-        return cls(**{**tree, "forks": tuple(Fork(**each) for each in tree["forks"]), "cores": tuple(tree["cores"])})
+        beside = None if tree["beside"] is None else tuple(cls.of_json(each) for each in tree["beside"])
+        forks = tuple(Fork(**each) for each in tree["forks"])
+        return cls(**{**tree, "beside": beside, "forks": forks, "cores": tuple(tree["cores"])})
+
+    def each(self) -> list[Job]:
+        """The jobs of all that are trained with it, each for itself and where this one is, its own first."""
+        here = {name: getattr(self, name) for name in ("results", "device", "threads", "cores", "plugins", "crowded")}
+        here["progress_every_s"] = self.progress_every_s
+        return [replace(job, beside=None, **here) for job in (self, *(self.beside or ()))]

@@ -106,7 +106,7 @@ def difference(spec: TrialSpec, cache: Path) -> tuple[str | None, bool]:
     task: Task = registry.make("task", spec.data.task)
     task.open(spec.data, cache)
     batches = task.batches(spec.train, spec.seed)
-    batch = _in_float64(batches[0].rows(0, LOOKED_AT))
+    batch = in_float64(batches[0].rows(0, LOOKED_AT))
     model = task.build(spec.arch, spec.seed, spec.train.dropout).double().train()
     if getattr(model, "fitted", False):
         return "the model is fitted by counting", False
@@ -133,7 +133,9 @@ def _gradient(task: Task, model: nn.Module, parts: Sequence[Batch], train: Train
     return {**found, **{name: each.double() for name, each in model.named_buffers()}}
 
 
-def _in_float64(batch: Batch) -> Batch:
+def in_float64(batch: Batch) -> Batch:
+    """The batch with its floating-point tensors in double precision."""
+
     def wide(x: Tensor) -> Tensor:
         return x.double() if x.is_floating_point() else x
 

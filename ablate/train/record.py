@@ -9,10 +9,11 @@ from ablate.diagnose.record import diagnose
 from ablate.run.environment import environment, peak_memory_bytes
 from ablate.run.outcome import final_metrics
 from ablate.spec import to_tree
+from ablate.train.cohort.members import cohort_of
 from ablate.train.forks import forked_from
 
 if TYPE_CHECKING:
-    from ablate.train.trial import Trial
+    from ablate.train.training import Trial
 
 
 def record_of(trial: Trial, status: str, reason: str | None) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def record_of(trial: Trial, status: str, reason: str | None) -> dict[str, Any]:
         "spec": to_tree(spec),
         "parent": spec.parent,
         "forked": forked_from(trial.folder.history()),
+        "cohort": cohort_of(trial.folder.history()),
         "begun": run.begun,
         "metric": {"name": run.task.metric, "better": "higher" if run.task.higher_is_better else "lower"},
         "metrics": final_metrics(trial.folder, status, run.steps),

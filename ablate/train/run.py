@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from ablate.train.profile import NoProfile
 from ablate.train.start import begin_from, load_weights
 from ablate.train.steps import evaluation_steps
 from ablate.train.sums import Sums
+
+if TYPE_CHECKING:
+    from ablate.train.cohort.together import Together
 
 LOOKED_AT = 8  # rows of validation data that are looked at layer by layer
 CHECK_EVERY = 10  # steps between looks at the loss: a fixed grid, so that a divergence has one step
@@ -156,6 +159,7 @@ class TrainingRun(Run):
         self.paced = PacedBatches(self.batches, spec.data, train, self.task.causal)
         self.first_loss = math.nan
         self.sums = Sums(device)  # since the last row
+        self.beside: Together | None = None  # the program that trains it along with others
 
     def _groups(self) -> list[dict[str, Any]]:
         """The parameters, with the rate that their depth and the init's width give them."""
@@ -174,7 +178,7 @@ class TrainingRun(Run):
         train, lap = self.spec.train, self.profile.lap
         self.profile.begin()
         self._seed_dropout()
-        rate = train.lr * self.schedule.factor(self.step, self.steps)
+        rate = self.next_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         if not self.model.training:  # it walks through all modules: 1 % of a tiny step
@@ -201,13 +205,25 @@ class TrainingRun(Run):
         if self.decay is not None:
             self.decay.pull(rate)
         self.optimizer.step()
+        self.after_update(nll, norm)
+        lap("optimizer")
+        self.count_step(nll)
+
+    def next_rate(self) -> float:
+        """The learning rate of the step that comes."""
+        return self.spec.train.lr * self.schedule.factor(self.step, self.steps)
+
+    def after_update(self, nll: Tensor, norm: Tensor) -> None:
+        """What follows an optimizer's step: constraints, the average, and sums of its loss and gradient norm."""
         for module in self.constrained:
             module.after_step((self.step + 1) / self.steps)
         if self.average is not None:
             self._follow(self.average)
         for sums in (self.sums, *self.followed):
             sums.add(nll, norm)
-        lap("optimizer")
+
+    def count_step(self, nll: Tensor) -> None:
+        """The step is done. Raises `Diverged`, on a fixed grid of steps."""
         if self.step == 0:
             self.first_loss = nll.item()
         self.step += 1
@@ -227,12 +243,20 @@ class TrainingRun(Run):
     def measured(self) -> nn.Module:
         return self.model if self.average is None else self.average
 
+    def evaluate(self, split: str, final: bool) -> dict[str, float]:
+        known = None if self.beside is None else self.beside.evaluated(self, split, final)
+        return super().evaluate(split, final) if known is None else known
+
     def _seed_dropout(self) -> None:
         """By the generators themselves: `torch.manual_seed` keeps a stack trace, 0.15 ms against 0.002."""
-        seed = (self.spec.seed * 0x100000001 + self.step) * _MIX % 2**63
+        seed = self.step_seed()
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    def step_seed(self) -> int:
+        """Of what is drawn in the step that comes."""
+        return (self.spec.seed * 0x100000001 + self.step) * _MIX % 2**63
 
     def _check(self, loss: float) -> None:
         bound = self.spec.train.diverge_above * self.first_loss
@@ -262,6 +286,8 @@ class TrainingRun(Run):
         return not self.constrained  # whose constraints are told how much of the run is done
 
     def state(self) -> State:
+        if self.beside is not None:
+            self.beside.settle(self)
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

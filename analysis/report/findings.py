@@ -50,6 +50,7 @@ def findings(results: Path, facts: dict[str, Any], table: pd.DataFrame, curves: 
         "Promotion": lambda: _promotion(facts, table),
         "Noise": lambda: _noise(table, baseline),
         "Shared first steps": lambda: _forks(table),
+        "Cohorts": lambda: _cohorts(table),
         "Where the time goes": lambda: _profile(table),
         "Machines and libraries": lambda: _environments(results, facts),
         "Do gains stack?": lambda: _stacking(facts.get("design"), table),
@@ -112,6 +113,23 @@ def _forks(table: pd.DataFrame) -> Finding | None:
     )
     columns = ["trial_id", "variant", *CELL, "seed", "forked_from", "forked_step", "steps"]
     return Finding("forks", "Shared first steps", forked[columns], lines=[line])
+
+
+def _cohorts(table: pd.DataFrame) -> Finding | None:
+    done = table[table["train_flops"].notna()]
+    joined = done[done["cohort"].notna()]
+    if joined.empty:
+        return None
+    alone = sorted(set(done[done["cohort"].isna()]["variant"]))
+    line = (
+        f"{len(joined)} of {len(done)} trials were trained in cohorts, of up to {joined['cohort'].max():.0f} that "
+        "one program trains: their numbers are those of trials alone up to rounding, whoever is beside them."
+    )
+    if alone:
+        line += f" By themselves were trained all or some of {', '.join(alone)}."
+    rows = done.groupby(["variant", *CELL], sort=False, observed=True, dropna=False)["cohort"]
+    sizes = rows.agg(trials="size", joined="count", largest="max").reset_index()
+    return Finding("cohorts", "Cohorts", sizes, lines=[line])
 
 
 def _profile(table: pd.DataFrame) -> Finding | None:

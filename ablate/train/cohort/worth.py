@@ -1,0 +1,64 @@
+"""Whether a device gains by training trials together: measured, once for each such program, size and device."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ablate.run.environment import device_name
+from ablate.run.files import read_json, write_json
+from ablate.spec import TrialSpec, digest
+from ablate.train.cohort.together import Together
+from ablate.train.memory import free
+from ablate.train.run import TrainingRun
+
+LEAST = 1.1  # times faster, for it to be worth the rounding
+WARM_UP, TIMED = 3, 5  # steps
+
+
+def faster_alone(spec: TrialSpec, size: int, device: torch.device, cache: Path) -> bool:
+    """Whether `size` trials like this one are trained about as fast one after the other."""
+    alike = replace(spec, seed=0, train=replace(spec.train, lr=1e-3))
+    name = device_name(device)
+    file = cache / "cohorts" / f"{digest([alike.row_id, torch.__version__, size, name])}.json"
+    if spec.train.steps < WARM_UP + TIMED:
+        return True
+    known = read_json(file)
+    if known is None:
+        known = {"row": alike.row_id, "torch": torch.__version__, "size": size, "device": name}
+        write_json(file, known := known | {"gain": gain(alike, size, device, cache)})
+        free(device)
+    return bool(known["gain"] < LEAST)
+
+
+def gain(spec: TrialSpec, size: int, device: torch.device, cache: Path) -> float:
+    """How many times as fast trials are trained together: the time of a step of `size` of them, one after the other,
+    by that of a step of all."""
+    alone = TrainingRun(spec, device, cache)
+    one = _step_s(alone.train_step, device)
+    del alone
+    free(device)
+    together = Together([TrainingRun(replace(spec, seed=seed), device, cache) for seed in range(size)])
+
+    def step() -> None:
+        together.train_step()
+        for run, loss in together.losses_by_run():
+            run.count_step(loss)
+
+    return size * one / _step_s(step, device)
+
+
+def _step_s(step: Callable[[], None], device: torch.device) -> float:
+    taken = []
+    for _ in range(WARM_UP + TIMED):
+        begun = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken[WARM_UP:])
