@@ -130,4 +130,4 @@ def default_gpus(spec: TrialSpec) -> float:
     """GPUs that a trial asks for: as stated, else one where this machine has any."""
     if spec.resources.gpus is not None:
         return spec.resources.gpus
-    return 1.0 if torch.cuda.is_available() else 0.0
+    return float(spec.resources.parallel.ranks) if torch.cuda.is_available() else 0.0

@@ -49,6 +49,45 @@ def amounts_of(value: Any, path: tuple[str, ...]) -> tuple[tuple[str, float], ..
 
 
 @dataclass(frozen=True)
+class Parallel:
+    """Over how many processes, each with a device of its own, one trial is spread: `data` parts of every batch, times
+    `tensor` parts of the heads and hidden layers. With `shard` each holds its part of weights, gradients and
+    optimizer states alone (FSDP2)."""
+
+    data: int = 1
+    tensor: int = 1
+    shard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("data", "tensor"):
+            positive(self, name)
+        if self.shard and self.data == 1:
+            raise SpecError(["shard"], "nothing is sharded over one process: set data to 2 or more")
+
+    @property
+    def ranks(self) -> int:
+        return self.data * self.tensor
+
+
+def parallel_of(value: Any, path: tuple[str, ...]) -> Parallel:
+    """Raises `SpecError`."""
+    if not isinstance(value, Mapping):
+        raise SpecError(path, f"{value!r} must be a mapping, as {{data: 2}}")
+    if wrong := [key for key in value if key not in ("data", "tensor", "shard")]:
+        raise SpecError((*path, str(wrong[0])), unknown("key", str(wrong[0]), ("data", "shard", "tensor")))
+    for name, kind in (("data", int), ("tensor", int), ("shard", bool)):
+        given = value.get(name, kind())
+        if not isinstance(given, kind) or (kind is int and isinstance(given, bool)):
+            raise SpecError(
+                (*path, name), f"{given!r} must be {'a whole number' if kind is int else 'true or false'}"
+            )
+    try:
+        return Parallel(**value)
+    except SpecError as error:
+        raise SpecError((*path, *error.path), error.problem) from None
+
+
+@dataclass(frozen=True)
 class Resources:
     """What a trial occupies while it runs. Not part of its identity.
 
@@ -61,6 +100,7 @@ class Resources:
     hours: float | None = None  # of wall time at most, over all attempts until it ends
     memory: int | None = field(default=None, metadata={"parse": bytes_of})
     custom: tuple[tuple[str, float], ...] = field(default=(), metadata={"parse": amounts_of})
+    parallel: Parallel = field(default=Parallel(), metadata={"parse": parallel_of})
 
     def __post_init__(self) -> None:
         positive(self, "cpus")
@@ -68,6 +108,12 @@ class Resources:
             raise SpecError(["gpus"], f"{self.gpus} must not be negative")
         if self.hours is not None and not self.hours > 0:
             raise SpecError(["hours"], f"{self.hours:g} must be above 0: the hours that a trial may take")
+
+        ranks = self.parallel.ranks
+        if self.gpus and ranks > 1 and self.gpus != ranks:
+            raise SpecError(["gpus"], f"{self.gpus:g} GPUs for a trial of {ranks} processes: one for each")
+        if self.gpus == 0 and self.cpus < ranks:
+            raise SpecError(["cpus"], f"{self.cpus} CPUs for a trial of {ranks} processes: one for each, or more")
 
     def of_ray(self) -> dict[str, float]:
         """Amounts by Ray's names of resources; nothing that is zero."""

@@ -29,6 +29,8 @@ PARTS = {
     "are reached, and of its FLOPs.",
     "ladder": "A ladder of lengths on shared first steps against independent runs, two variants at tiny, one thread. "
     "Target: at most 55 % of the FLOPs, losses within seed noise.",
+    "cohort": "K trials in one program against the same one after the other, one thread, CPU time. On GPUs: "
+    "`python -m benchmarks.gpu`.",
     "tool": "What the tool itself takes, CPU time.",
     "startup": "Start-up, whole processes, wall clock. Targets: 250 ms for --help, 500 ms for list.",
 }

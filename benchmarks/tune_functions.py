@@ -43,7 +43,7 @@ def main() -> None:
 
     orders = json.loads(sys.argv[1])
     trials = orders.pop("trials")
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, object_store_memory=100 * 2**20)
+    ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False, object_store_memory=100 * 2**20)
     with tempfile.TemporaryDirectory() as scratch:
         tune.Tuner(
             tune.with_resources(train, {"cpu": 1}),

@@ -68,6 +68,9 @@ class Run:
         rows = max(1, train.batch_tokens // self.spec.data.row_tokens // train.accumulate)
         return -(-rows // self.pieces)
 
+    def close(self) -> None:
+        """Let go of what is not this process'."""
+
     def train_step(self) -> None:
         """Go on by one step at least, and not beyond the next evaluation."""
         raise NotImplementedError

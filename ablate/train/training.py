@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ablate.train.job import Job
 from ablate.train.memory import Pieces
 from ablate.train.profile import NoProfile, Profile
 from ablate.train.record import record_of
-from ablate.train.run import Diverged
+from ablate.train.run import Diverged, Run
 
 CHECKPOINT_SHARE = 0.02  # at most this part of a trial's time goes into checkpoints
 
@@ -43,8 +44,9 @@ class Trial:
         clock: Clock | None = None,
     ):
         self.job, self.spec, self.folder, self.device, self.pieces = job, spec, folder, device, pieces
+        self.ledger = ledger
         parent = ledger.trial(spec.parent).weights if spec.parent else None
-        self.run = new_run(spec, device, ledger.cache, parent)
+        self.run = self._begun(parent)
         self.run.pieces = pieces.count
         task = self.run.task
         book = CostBook(ledger.cache / "cost")
@@ -58,6 +60,13 @@ class Trial:
         self.layers_at_first: dict[str, list[float | None]] | None = None
         self.seen_at_first: dict[str, Any] = {}
         self._resume()
+
+    def _begun(self, parent: Path | None) -> Run:
+        if self.spec.resources.parallel.ranks == 1:
+            return new_run(self.spec, self.device, self.ledger.cache, parent)
+        from ablate.train.parallel.run import ParallelRun  # torch.distributed takes a second to import
+
+        return ParallelRun(self.spec, self.device, self.ledger.cache)
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint that is whole, with the curve cut back to it; or begin. A damaged one is

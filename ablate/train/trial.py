@@ -84,20 +84,26 @@ def read_spec(folder: TrialFolder) -> TrialSpec:
 
 def prepare_process(job: Job) -> torch.device:
     """Settings that a trial's numbers depend on, made anew for every trial: nothing of the one before is left."""
-    torch.set_num_threads(job.threads)
-    torch.set_default_dtype(torch.float32)
-    torch.set_grad_enabled(True)
-    torch.set_float32_matmul_precision("highest")
     device = torch.device(job.device)
-    torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
+    settle_process(device, job.threads)
     if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.cuda.reset_peak_memory_stats(device)
     for file, code in job.plugins.items():
         for entry in registry.add_plugin(Path(file)):
             if entry.code != code:
                 raise UserError(f"plugin {file} changed since the study was planned: run the command again")
     return device
+
+
+def settle_process(device: torch.device, threads: int) -> None:
+    """torch's settings on which numbers depend."""
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    torch.set_float32_matmul_precision("highest")
+    torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _train(
@@ -115,6 +121,9 @@ def _train(
             if not out_of_memory(error) or job.crowded:
                 raise
             step, said = trial.run.step if trial else 0, str(error)
+        finally:
+            if trial is not None:
+                trial.run.close()
         trial = None  # with all that it holds on the device
         free(device)
         pieces.double(said)

@@ -1,0 +1,1 @@
+"""One trial over several processes, each with a device of its own."""
