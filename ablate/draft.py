@@ -101,7 +101,7 @@ class Draft:
             default = dict(_default(path[0], name) or ()).get(path[2])
             letters[path[2]] = _patched(letters.get(path[2]), default, path[3:], value, origin)
         else:
-            empty: Any = {} if path[:2] == ("resources", "custom") else None
+            empty: Any = {} if path[:2] in (("resources", "custom"), ("resources", "parallel")) else None
             section[name] = _patched(section.get(name, empty), _default(path[0], name), path[2:], value, origin)
 
     def spec(self, parent: str | None = None, **sections: Any) -> TrialSpec:

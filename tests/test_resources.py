@@ -24,6 +24,8 @@ from ablate.spec import parse, to_tree
         ({"memory": "1.5GiB"}, {"CPU": 1, "memory": 3 * 2**29}),
         ({"memory": 4096}, {"CPU": 1, "memory": 4096}),
         ({"custom": {"tpu": 1, "label": 0.01}}, {"CPU": 1, "tpu": 1.0, "label": 0.01}),
+        ({"gpus": 4, "parallel": {"data": 2, "tensor": 2}}, {"CPU": 1, "GPU": 4}),
+        ({"cpus": 2, "gpus": 0, "parallel": {"data": 2, "shard": True}}, {"CPU": 2}),
     ],
 )
 def test_what_is_asked_of_ray(tree: dict[str, Any], asked: dict[str, float]) -> None:
@@ -49,6 +51,14 @@ def test_what_is_asked_of_ray(tree: dict[str, Any], asked: dict[str, float]) -> 
         ({"custom": {"tpu": 1.5}}, ["custom", "tpu"], "1.5 must be a whole number, or a part of one from 0.0001"),
         ({"custom": {"tpu": 1e-5}}, ["custom", "tpu"], "must be a whole number, or a part of one from 0.0001"),
         ({"tpu": 1}, ["tpu"], "unknown key 'tpu'"),
+        ({"parallel": 2}, ["parallel"], "2 must be a mapping, as {data: 2}"),
+        ({"parallel": {"pipeline": 2}}, ["parallel", "pipeline"], "unknown key 'pipeline'"),
+        ({"parallel": {"data": 0}}, ["parallel", "data"], "0"),
+        ({"parallel": {"data": True}}, ["parallel", "data"], "True must be a whole number"),
+        ({"parallel": {"data": 2, "shard": 1}}, ["parallel", "shard"], "1 must be true or false"),
+        ({"parallel": {"tensor": 2, "shard": True}}, ["parallel", "shard"], "nothing is sharded over one process"),
+        ({"gpus": 2, "parallel": {"data": 4}}, ["gpus"], "2 GPUs for a trial of 4 processes"),
+        ({"gpus": 0, "parallel": {"data": 2}}, ["cpus"], "1 CPUs for a trial of 2 processes"),
     ],
 )
 def test_what_cannot_be_asked(tree: dict[str, Any], place: list[str], words: str) -> None:

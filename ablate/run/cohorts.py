@@ -27,13 +27,15 @@ class Cohorts:
         """The same work, with those trials in one job that differ in seed, rates and an optimizer's settings alone.
         A cohort is where its first member was.
 
-        Left by themselves are those with a time limit, that are profiled, end early or begin from another trial.
+        Left by themselves are those with a time limit, that are profiled, end early, begin from another trial or have
+        several processes.
         """
         found: list[tuple[list[Job], Resources]] = []
         open_ones: dict[str, list[Job]] = {}
         for job, need, spec in work:
             limit = self._limit(need)
-            if not limit or job.stop or job.profile or job.hours is not None or spec.parent is not None:
+            alone = job.stop or job.profile or job.hours is not None or spec.parent is not None
+            if not limit or alone or need.parallel.ranks > 1:
                 found.append(([job], need))
                 continue
             asked = replace(job, beside=(), if_faster=limit if self.size is None else 0)

@@ -29,6 +29,7 @@ def record_of(trial: Trial, status: str, reason: str | None) -> dict[str, Any]:
         "parent": spec.parent,
         "forked": forked_from(trial.folder.history()),
         "cohort": cohort_of(trial.folder.history()),
+        "parallel": _parallel(trial),
         "begun": run.begun,
         "metric": {"name": run.task.metric, "better": "higher" if run.task.higher_is_better else "lower"},
         "metrics": final_metrics(trial.folder, status, run.steps),
@@ -57,6 +58,17 @@ def record_of(trial: Trial, status: str, reason: str | None) -> dict[str, Any]:
         "environment": environment(trial.device),
         "ended": time.time(),
     }
+
+
+def _parallel(trial: Trial) -> dict[str, Any] | None:
+    """Over which processes it was trained, and what that means for its numbers; None for one."""
+    parallel = trial.spec.resources.parallel
+    if parallel.ranks == 1:
+        return None
+    note = "the same numbers as of one process, up to rounding"
+    if parallel.data > 1:
+        note += ", and but for dropout, whose masks are another draw of the same distribution"
+    return {**to_tree(parallel), "note": note}
 
 
 def _diagnostics(trial: Trial) -> dict[str, dict[str, Any]]:

@@ -117,8 +117,13 @@ class Trial:
             return self.run.step
         return self.run.steps if self.job.until is None else self.job.until
 
-    def after_step(self) -> Iterator[Progress]:
-        """What is due after a step: an evaluation of this trial or of one that follows it, a report, a checkpoint."""
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.perf_counter() - self.saved > self.checkpoint_every_s
+
+    def after_step(self, saving: bool | None = None) -> Iterator[Progress]:
+        """What is due after a step: an evaluation of this trial or of one that follows it, a report, a checkpoint
+        (`saving`, where others decide that)."""
         looking = self.followers.looking(self.run.step)
         if self._looks() or looking:
             self._look(looking)
@@ -131,7 +136,7 @@ class Trial:
         if now - self.shown > self.job.progress_every_s:
             self.shown = now
             yield self.progress()
-        if now - self.saved > self.checkpoint_every_s:
+        if self.due() if saving is None else saving:
             self.save()
 
     def _look(self, looking: Sequence[Follower]) -> None:

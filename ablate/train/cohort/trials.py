@@ -117,11 +117,12 @@ def _to_end(trials: list[Trial], clock: Clock) -> Generator[Progress, None, None
                     run.count_step(loss)
                 except Diverged as reason:
                     diverged.append((run, str(reason)))
+            saving = any(trial.due() for trial in going.values())  # all at one step, to go on together
             for run in list(together.runs):
                 if any(run is each for each, _ in diverged):
                     continue
                 try:
-                    yield from going[id(run)].after_step()
+                    yield from going[id(run)].after_step(saving)
                 except Diverged as reason:  # by its evaluation
                     diverged.append((run, str(reason)))
             for run, why in diverged:

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ from ablate.spec import TrialSpec, to_tree
 
 PATIENCE_S = 600.0  # until a rank that waits for the others gives up
 END_S = 10.0
+GRACE_S = 3.0  # in which rank 0 says what is wrong, where it is the same with all
 LOST = 70  # exit code of a worker one of whose ranks has died
 
 
@@ -71,6 +73,7 @@ class Ranks:
     def __init__(self, spec: TrialSpec, device: torch.device, cache: Path):
         parallel = spec.resources.parallel
         self.folder = Path(tempfile.mkdtemp(prefix="ablate-ranks-"))
+        torch.set_num_threads(max(1, torch.get_num_threads() // parallel.ranks))
         self._ending = False
         self._processes: list[subprocess.Popen[str]] = []
         for rank in range(1, parallel.ranks):
@@ -87,7 +90,11 @@ class Ranks:
                 plugins=list(registry.plugin_files()),
             )
             threading.Thread(target=self._watch, args=(process,), daemon=True).start()
-        self.seat = meet(parallel, 0, device, self.folder)
+        try:
+            self.seat = meet(parallel, 0, device, self.folder)
+        except BaseException:
+            self.end()
+            raise
 
     def tell(self, what: str, **how: Any) -> None:
         """What all do next; this process does its own part itself."""
@@ -103,11 +110,18 @@ class Ranks:
 
     def _watch(self, process: subprocess.Popen[str]) -> None:
         process.wait()
+        time.sleep(GRACE_S)
         if not self._ending:  # no collective operation would end
-            print(
-                f"a process of the trial has ended with exit code {process.returncode}", file=sys.stderr, flush=True
-            )
-            os._exit(LOST)
+            give_way(f"a process of the trial has ended with exit code {process.returncode}")
+
+    def lost(self) -> bool:
+        """Whether one of them was killed, as an operation with it has just failed."""
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline:
+            if any((process.poll() or 0) < 0 for process in self._processes):
+                return True
+            time.sleep(0.1)
+        return False
 
     def end(self) -> None:
         """Let them go; what does not is killed."""
@@ -116,7 +130,8 @@ class Ranks:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
         for process in self._processes:
             try:
                 process.wait(END_S)
@@ -124,6 +139,12 @@ class Ranks:
                 process.kill()
                 process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def give_way(why: str) -> NoReturn:
+    """End this process, for its trial to be tried again."""
+    print(why, file=sys.stderr, flush=True)
+    os._exit(LOST)
 
 
 def of_one_process(spec: TrialSpec) -> TrialSpec:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from ablate import registry
 from ablate.errors import UserError
-from ablate.spec import TrialSpec
+from ablate.run.files import read_json, write_json
+from ablate.spec import TrialSpec, digest
 from ablate.tasks.base import shares
 from ablate.train import checkpoint
 from ablate.train.checkpoint import State
 from ablate.train.memory import difference
-from ablate.train.parallel.ranks import Ranks, Seat
-from ablate.train.parallel.spread import Replicated, Sharded, limit_of
-from ablate.train.run import TrainingRun
+from ablate.train.parallel.ranks import Ranks, Seat, give_way, of_one_process
+from ablate.train.parallel.spread import Replicated, Sharded, limit_of, split
+from ablate.train.run import TrainingRun, constrained
+from ablate.train.sums import Sums
 
 _MIX = 0xC2B2AE3D27D4EB4F  # spreads the part of the batch over a seed's bits
 
@@ -39,9 +43,13 @@ class ParallelRun(TrainingRun):
             seat = self.ranks.seat
         self.seat = seat
         sharded = seat.parallel.shard or seat.parallel.tensor > 1
-        super().__init__(spec, torch.device("cpu") if sharded and seat.rank else device, cache)
-        self.device = device
-        self.spread: Replicated | Sharded = (Sharded if sharded else Replicated)(self, seat)
+        try:
+            super().__init__(spec, torch.device("cpu") if sharded and seat.rank else device, cache)
+            self.device, self.sums = device, Sums(device)
+            self.spread: Replicated | Sharded = (Sharded if sharded else Replicated)(self, seat)
+        except BaseException:
+            self.close()
+            raise
         self._fresh = True  # the run's own model is what has been trained
 
     def do(self, what: str, **how: Any) -> None:
@@ -50,8 +58,8 @@ class ParallelRun(TrainingRun):
         known[what](**how)
 
     def train_step(self) -> None:
-        self._tell("step")
-        self._step()
+        with self._together("step"):
+            self._step()
 
     def _step(self) -> None:
         lap = self.profile.lap
@@ -88,14 +96,22 @@ class ParallelRun(TrainingRun):
     def step_seed(self) -> int:
         return (super().step_seed() + self.seat.data * _MIX) % 2**63
 
-    def _tell(self, what: str, **how: Any) -> None:
+    @contextlib.contextmanager
+    def _together(self, what: str, **how: Any) -> Iterator[None]:
+        """Around this process' part of what all do."""
         if self.ranks is not None:
             self.ranks.tell(what, **how)
+        try:
+            yield
+        except RuntimeError:
+            if self.ranks is not None and self.ranks.lost():
+                give_way("a process of the trial was killed")
+            raise
 
     def measured(self) -> torch.nn.Module:
         if not self._fresh:
-            self._tell("settle", whole=False)
-            self._settle(whole=False)
+            with self._together("settle", whole=False):
+                self._settle(whole=False)
         return super().measured()
 
     def _settle(self, whole: bool) -> State | None:
@@ -104,16 +120,16 @@ class ParallelRun(TrainingRun):
         return found
 
     def state(self) -> State:
-        self._tell("settle", whole=True)
-        found = self._settle(whole=True)
+        with self._together("settle", whole=True):
+            found = self._settle(whole=True)
         return super().state() | (found or {})
 
     def restore(self, state: State) -> None:
         assert self.ranks is not None
         file = self.ranks.folder / "state.pt"
         checkpoint.save(file, state)
-        self._tell("load", file=str(file))
-        self._load(str(file))
+        with self._together("load", file=str(file)):
+            self._load(str(file))
         file.unlink()
 
     def _load(self, file: str) -> None:
@@ -142,7 +158,29 @@ def refuse(spec: TrialSpec, cache: Path) -> None:
         raise UserError(f"train.{wrong[0]} is not implemented with resources.parallel: leave one of them out")
     if spec.parent is not None:
         raise UserError("resources.parallel is for trials that begin from fresh weights")
+    if sharded:
+        task = registry.make("task", spec.data.task)
+        task.open(spec.data, cache)
+        model = task.build(spec.arch, spec.seed, 0.0)
+        if slots := constrained(model):
+            raise UserError(f"{slots[0].component} keeps a constraint after every step, which no part of it can")
+        if parallel.tensor > 1:
+            split(model, parallel.tensor, parallel.data)
     if parallel.data > 1:
-        differs, _ = difference(spec, cache)
-        if differs is not None:
+        if (differs := _difference(spec, cache)) is not None:
             raise UserError(f"a batch in {parallel.data} parts would be another experiment: {differs}")
+
+
+def _difference(spec: TrialSpec, cache: Path) -> str | None:
+    """What a batch in parts changes but for rounding, found out once for trials alike."""
+    file = cache / "parts" / f"{digest([spec.row_id, torch.__version__])}.json"
+    known = read_json(file)
+    if known is None:
+        known = {
+            "row": spec.row_id,
+            "torch": torch.__version__,
+            "differs": difference(of_one_process(spec), cache)[0],
+        }
+        write_json(file, known)
+    found: str | None = known["differs"]
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -21,13 +22,15 @@ from ablate import registry
 from ablate.build import Tower
 from ablate.components.channels.ffn import FFN, GLU
 from ablate.components.mixers.attention import Attention
+from ablate.contracts import Slot
 from ablate.errors import UserError
-from ablate.tasks.base import Batch
+from ablate.tasks.base import Batch, first_rows
 from ablate.train.checkpoint import State
 from ablate.train.parallel.ranks import Seat
 from ablate.train.run import TrainingRun
 
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # no sublayer's output is changed in place
+logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)  # that gathering a weight takes two steps
 
 # the matrices that are split by their output, and those that are split by their input, of one layer after the other
 SPLIT: dict[type[nn.Module], tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -57,9 +60,11 @@ class Replicated:
     def __init__(self, run: TrainingRun, seat: Seat):
         self.run = run
         self.optimizer = run.optimizer
-        group = seat.mesh["data"].get_group()
         self.objective = DistributedDataParallel(
-            _Objective(run, run.model), process_group=group, find_unused_parameters=True, forward_sync_buffers=False
+            _Objective(run, run.model),
+            process_group=seat.mesh["data"].get_group(),
+            find_unused_parameters=_some_unused(run),
+            forward_sync_buffers=False,
         )
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -75,11 +80,27 @@ class Replicated:
             self.run.model.train()
 
     def settle(self, whole: bool) -> State | None:
-        """Bring the run's model up to date; and, for a checkpoint, its optimizer: None where they are."""
+        """Bring the run's model up to date. For a checkpoint (`whole`): what replaces the model's and the optimizer's
+        part of the run's own state, None where that is right."""
         return None
 
     def load(self, state: State) -> None:
         """Go on from a checkpoint that the run has restored."""
+
+
+def _some_unused(run: TrainingRun) -> bool:
+    """Whether a step may leave parameters without a gradient: some do so on a few rows, or there are experts."""
+    slots = [module for module in run.model.modules() if isinstance(module, Slot)]
+    if any(slot.idle_parameters() for slot in slots):
+        return True
+    batch = first_rows(run.paced.micro(0), 1).to(run.device)
+    run.model.train()
+    with run.autocast():
+        objective, _ = run.task.objective(run.model, batch, run.spec.train)
+    objective.backward()  # type: ignore[no-untyped-call]
+    found = any(parameter.grad is None for parameter in run.parameters)
+    run.optimizer.zero_grad(set_to_none=True)
+    return found
 
 
 class Sharded:
@@ -90,7 +111,10 @@ class Sharded:
         self.run, self.seat = run, seat
         self.model = copy.deepcopy(run.model).to(run.device)
         if seat.parallel.tensor > 1:
-            _split(self.model, seat)
+            for module, plan in split(self.model, seat.parallel.tensor, seat.parallel.data):
+                parallelize_module(module, seat.mesh["tensor"], plan)
+                if isinstance(module, Attention):
+                    module.n_heads //= seat.parallel.tensor
         names = {parameter: name for name, parameter in run.model.named_parameters()}
         self.order = [names[parameter] for group in run.optimizer.param_groups for parameter in group["params"]]
         for tower in (module for module in self.model.modules() if isinstance(module, Tower)):
@@ -107,6 +131,9 @@ class Sharded:
             groups += [{"params": part, **settings} for part in parts]
         train = run.spec.train
         self.optimizer: torch.optim.Optimizer = registry.make("optimizer", train.optimizer).build(groups, train.lr)
+        if isinstance(self.optimizer, torch.optim.SGD):  # torch has no fused one of parts
+            for group in self.optimizer.param_groups:
+                group.update(fused=False, foreach=True)
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         self.objective.set_requires_gradient_sync(last)
@@ -130,11 +157,14 @@ class Sharded:
                 value = mine.full_tensor() if isinstance(mine, DTensor) else mine  # all processes take part
                 if self.seat.rank == 0:
                     self.run.model.get_parameter(name).data.copy_(value)
+            for name, buffer in self.model.named_buffers():
+                self.run.model.get_buffer(name).copy_(buffer)
             return None
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         model, optimizer = get_state_dict(self.model, self.optimizer, options=options)
         if self.seat.rank != 0:
             return None
+        self.run.model.load_state_dict(model)
         number = {name: index for index, name in enumerate(self.order)}
         own = self.run.optimizer.state_dict()["param_groups"]
         values_of: Any = optimizer["state"]
@@ -160,24 +190,28 @@ def _by_mesh(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     return list(found.values())
 
 
-def _split(model: nn.Module, seat: Seat) -> None:
-    """Give each process its part of the heads and of the hidden units. Raises `UserError` where nothing is split."""
-    parts, mesh, found = seat.parallel.tensor, seat.mesh["tensor"], 0
+def split(model: nn.Module, parts: int, data: int = 1) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """The modules whose heads or hidden units are divided into so many parts, and how each of their matrices is.
+    Everything else is computed whole in every process. Each part is held in `data` shards, of equal size. Raises
+    `UserError` where that cannot be, or is nothing."""
+    found: list[tuple[nn.Module, dict[str, Any]]] = []
     for module in model.modules():
         if type(module) not in SPLIT:
             continue
         columns, rows = SPLIT[type(module)]
-        widths = [module.n_heads] if isinstance(module, Attention) else [module.get_submodule(rows[0]).in_features]
-        if any(int(width) % parts for width in widths):  # type: ignore[arg-type]
-            raise UserError(f"resources.parallel.tensor {parts} does not divide {widths[0]} heads or hidden units")
-        plan: Any = {name: ColwiseParallel() for name in columns} | {name: RowwiseParallel() for name in rows}
-        parallelize_module(module, mesh, plan)
-        if isinstance(module, Attention):
-            module.n_heads //= parts
-        found += 1
+        of_heads = isinstance(module, Attention)
+        width = module.n_heads if of_heads else module.get_submodule(rows[0]).in_features
+        if int(width) % parts:  # type: ignore[arg-type]
+            what = "heads" if of_heads else "hidden units"
+            raise UserError(f"resources.parallel.tensor {parts} does not divide {width} {what}")
+        if any((wide := module.get_submodule(name).out_features) % (parts * data) for name in columns):  # type: ignore[operator]
+            raise UserError(f"resources.parallel: {wide} units are not {parts} times {data} parts of equal size")
+        plan: dict[str, Any] = {name: ColwiseParallel() for name in columns}
+        found.append((module, plan | {name: RowwiseParallel() for name in rows}))
     if not found:
         known = ", ".join(each.component for each in SPLIT)  # type: ignore[attr-defined]
         raise UserError(f"resources.parallel.tensor {parts}: nothing of this model is split; what is: {known}")
+    return found
 
 
 def limit_of(run: TrainingRun) -> float:
