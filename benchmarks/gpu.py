@@ -22,6 +22,7 @@ import torch
 
 from ablate.cost import CostBook
 from ablate.run.environment import device_name
+from ablate.train.cohort.together import Together
 from ablate.train.run import TrainingRun
 from benchmarks.cohort import sides_of, spec_of, waited
 from benchmarks.measure import interleaved, ratio
@@ -55,7 +56,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--cpu", action="store_true", help="run every part on the CPU, at sizes that mean nothing")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the table (default: benchmarks/results)")
+    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)} (default: all)")
     options = parser.parse_args(arguments)
+    if unknown := set(options.part) - set(PARTS):
+        parser.error(f"unknown part {min(unknown)}: choose from {', '.join(PARTS)}")
     if not (options.cpu or torch.cuda.is_available()):
         print("no GPU here")
         return 2
@@ -68,7 +72,8 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="ablate-bench-") as scratch:
         bench = Bench(device, Path(scratch) / "cache", time.monotonic() + BUDGET_S)
         bench.cache.mkdir()
-        for title, part in PARTS.items():
+        for key in options.part or PARTS:
+            title, part = PARTS[key]
             begun = time.monotonic()
             if bench.left() < 20:
                 found[title] = [["not measured"], ["the time was over"]]
@@ -209,8 +214,6 @@ def same(bench: Bench) -> Rows:
     rows = [["trained for 20 steps", "against", "largest relative difference of the loss"]]
     spec = spec_of(SHAPES["tiny"] if bench.real else (16, 1, 2, 16, 2), lr=1e-3)
     asked = [replace(spec, seed=seed) for seed in range(4)]
-    from ablate.train.cohort.together import Together
-
     here = [TrainingRun(each, bench.device, bench.cache) for each in asked]
     there = [TrainingRun(each, torch.device("cpu"), bench.cache) for each in asked]
     together = Together([TrainingRun(each, bench.device, bench.cache) for each in asked])
@@ -227,12 +230,12 @@ def same(bench: Bench) -> Rows:
     return rows
 
 
-PARTS: dict[str, Callable[[Bench], Rows]] = {
-    "Rates of products": rates,
-    "The same numbers": same,
-    "Cohorts": cohorts,
-    "Large models": large,
-    "Studies": studies,
+PARTS: dict[str, tuple[str, Callable[[Bench], Rows]]] = {
+    "rates": ("Rates of products", rates),
+    "same": ("The same numbers", same),
+    "cohorts": ("Cohorts", cohorts),
+    "large": ("Large models", large),
+    "studies": ("Studies", studies),
 }
 
 
