@@ -18,9 +18,11 @@ from ablate.run.executor import Deaths
 from ablate.run.ledger import Ledger
 from ablate.spec import Resources, TrialSpec
 from ablate.subject import MODELS, Subject, subjects
+from ablate.train import clock
 from ablate.train.cohort import check, trials, worth
 from ablate.train.cohort.along import Apart
 from ablate.train.cohort.check import why_apart
+from ablate.train.cohort.members import cohort_of
 from ablate.train.cohort.together import Together
 from ablate.train.cohort.trials import run_cohort
 from ablate.train.job import Job
@@ -83,6 +85,18 @@ class Counts(Plain):
         return x * (1 + 0.1 * (type(self).calls % 7))
 
 
+@register("norm", "spares", paper="made up")
+class Spares(Plain):
+    """Has a matrix that has no part in the loss: alone it does not decay."""
+
+    def __init__(self, d):
+        super().__init__(d)
+        self.spare = torch.nn.Parameter(torch.ones(d, d))
+
+    def forward(self, x):
+        return x
+
+
 @register("norm", "mixes", paper="made up")
 class Mixes(Plain):
     """Sees the rows of all models, by looking behind what vmap shows."""
@@ -137,7 +151,12 @@ def _equal(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"train.ema": 0.9}, {"train.accumulate": 2}, {"train.batch_ramp": 0.5, "train.ramp_parts": 4}],
+    [
+        {},
+        {"train.ema": 0.9},
+        {"train.accumulate": 2},
+        {"train.batch_ramp": 0.5, "train.ramp_parts": 4},
+    ],
 )
 def test_members_come_to_what_they_come_to_alone(token_cache: Path, overrides: dict[str, Any]) -> None:
     """With other seeds, rates, schedules, decays, limits and betas; and so do their evaluations."""
@@ -166,9 +185,10 @@ def test_who_is_beside_a_member_changes_nothing(token_cache: Path, optimizer: st
     go(pair, 12)
     for run in ones:
         go(Together([run]), 12)
-    assert all(same(one, other) for one, other in zip(three, ones, strict=True))
+    assert three[2].evaluate("valid", False) == ones[2].evaluate("valid", False)
     together.leave(three[1])
-    assert same(three[1], ones[1])
+    assert three[2].evaluate("valid", False) == ones[2].evaluate("valid", False)
+    assert all(same(one, other) for one, other in zip(three, ones, strict=True))
     go(together, 5)
     go(pair, 5)
     for run in ones:
@@ -246,7 +266,7 @@ def test_every_component_is_together_or_named(subject: Subject, token_cache: Pat
     assert (why is not None) == refused, why
 
 
-@pytest.mark.parametrize("name", ["draws", "looks", "counts", "mixes"])
+@pytest.mark.parametrize("name", ["draws", "looks", "counts", "spares", "mixes"])
 def test_components_that_cannot_share_a_program(name: str, ledger: Ledger, write: Write) -> None:
     with own_registry():
         registry.add_plugin(write(APART, "apart.py"))
@@ -319,7 +339,9 @@ def test_a_cohort_that_is_stopped_goes_on(ledger: Ledger, other_ledger: Ledger) 
     going.close()
     folders = [ledger.trial(each.trial_id) for each in asked]
     assert all(folder.record() is None and events(folder) == ["start", "cohort", "stop"] for folder in folders)
-    assert all(folder.checkpoint.stat().st_size < 2 * folders[0].checkpoint.stat().st_size for folder in folders)
+    paused = new_results(ledger.root.parent / "paused", ledger.cache.resolve())
+    lone = train(paused, asked[0], until=50).checkpoint.stat().st_size
+    assert all(folder.checkpoint.stat().st_size < 1.1 * lone for folder in folders)
     alone = train(ledger, asked[2])
     for _ in run_cohort(told):
         pass
@@ -351,8 +373,12 @@ def test_members_at_different_steps(ledger: Ledger, other_ledger: Ledger) -> Non
 def test_one_diverges(ledger: Ledger, other_ledger: Ledger) -> None:
     fine = different({"train.clip": 1.0})
     hot = replace(fine[1], train=replace(fine[1].train, lr=1e6, clip=None))
-    for _ in run_cohort(cohort(ledger, [fine[0], hot, fine[2]])):
-        pass
+    shared: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trials.Clock, "share", lambda _, sharers: shared.append(sharers))
+        for _ in run_cohort(cohort(ledger, [fine[0], hot, fine[2]])):
+            pass
+    assert shared == [2]
     for _ in run_cohort(cohort(other_ledger, [fine[0], fine[2]])):
         pass
     record = ledger.trial(hot.trial_id).record()
@@ -465,6 +491,39 @@ def test_a_cohort_s_needs_and_its_measure(ledger: Ledger) -> None:
     assert all(each.if_faster == 32 for each in told.each())
     ((forced, _),) = Cohorts(4, 1, 1).formed(work)
     assert forced.if_faster == 0
+
+
+def test_seconds_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    one = clock.Clock(4)
+
+    def after(seconds: float) -> None:
+        now[0] += seconds
+
+    after(8)
+    assert one.wall_s() == 2 and one.train_s == 0
+    one.train()
+    after(4)
+    one.rest()
+    after(4)
+    assert (one.wall_s(), one.train_s) == (4, 1)
+    one.train()
+    after(4)
+    one.share(2)  # two have ended
+    after(4)
+    one.rest()
+    assert (one.wall_s(), one.train_s) == (7, 4)
+
+
+def test_what_the_attempts_say_of_cohorts() -> None:
+    joined = [{"event": "cohort", "of": list("abc")}, {"event": "stop"}, {"event": "resume"}]
+    last = {"event": "cohort", "of": ["a"], "device": "cuda"}
+    assert cohort_of([]) is None and cohort_of([{"event": "start"}]) is None
+    found = cohort_of([{"event": "start"}, *joined, last])
+    assert found is not None and found["size"] == 3 and found["of"] == list("abc") and "dropout" not in found["note"]
+    begun_anew = cohort_of([*joined, {"event": "start"}, last])
+    assert begun_anew is not None and begun_anew["size"] == 1 and "dropout" in begun_anew["note"]
 
 
 def test_a_job_goes_through_json(ledger: Ledger) -> None:

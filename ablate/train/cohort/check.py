@@ -41,7 +41,7 @@ def why_apart(spec: TrialSpec, cache: Path) -> str | None:
 
 def _difference(spec: TrialSpec, cache: Path) -> str | None:
     """On the CPU in float64, on few rows, every parameter moved away from special values such as zero."""
-    if spec.train.mixout or spec.parent is not None:
+    if spec.parent is not None:
         return "they begin from other trials"
     try:
         alone, together = _pair(spec, cache), _pair(spec, cache)

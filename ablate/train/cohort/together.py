@@ -89,9 +89,6 @@ class Together:
         self._gather()
         norms = self._clip()
         rates = [run.next_rate() for run in self.runs]
-        for run, rate in zip(self.runs, rates, strict=True):
-            if run.decay is not None:
-                run.decay.pull(rate)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rates[group["member"]] * group["rate"]
@@ -197,6 +194,7 @@ class Together:
 
     def _join(self) -> None:
         """Move the runs' parameters and optimizer states into rows."""
+        self._evaluated.clear()  # of other runs
         K, first = len(self.runs), self.runs[0]
         self.parts, self.places, size = _layout(first)
         self.program = _Program(first)
