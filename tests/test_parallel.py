@@ -126,6 +126,19 @@ def test_a_part_is_a_part(token_cache: Path) -> None:
             assert heads == (2 if way == "shard" else 1)
 
 
+def test_parts_of_a_batch_draw_for_themselves(token_cache: Path) -> None:
+    """Those that compute one part of a batch together draw the same."""
+    asked = over(WAYS["tensor"])
+    alone = TrainingRun(asked, CPU, token_cache)
+    with spread(asked, token_cache) as run:
+        assert run.step_seed() == alone.step_seed()
+        other = replace(run.seat, rank=1)
+        assert other.data == 0 and replace(other, parallel=WAYS["data"]).data == 1
+        run.seat = replace(other, parallel=WAYS["data"])
+        assert run.step_seed() != alone.step_seed()
+        run.seat = replace(run.seat, rank=0)
+
+
 def test_a_member_of_the_batch_that_diverges(token_cache: Path) -> None:
     """All processes see it, and rank 0 can still be asked for its state."""
     from ablate.train.run import Diverged
