@@ -128,6 +128,7 @@ def _running(run: argparse.ArgumentParser) -> None:
     _models(run)
     run.add_argument("--check-drift", action="store_true", help="train a baseline trial again on this machine")
     run.add_argument("--no-forks", action="store_true", help="train the steps that trials have in common in each")
+    run.add_argument("--no-compile", action="store_true", help="never use torch.compile, not even where it pays")
     run.add_argument(
         "--cohorts",
         type=_count,

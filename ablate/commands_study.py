@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Options of a run that `resume` goes on with
 KEPT = (
     *("executor", "workers", "address", "ship", "store", "tracking_uri", "log_models", "checkpoint_every"),
-    *("max_hours", "budget", "pack", "check_drift", "no_forks", "profile", "cohorts"),
+    *("max_hours", "budget", "pack", "check_drift", "no_forks", "profile", "cohorts", "no_compile"),
 )
 
 
@@ -110,6 +110,7 @@ def _run(options: Namespace, grid: Grid, begun: float) -> int:
             forks=not options.no_forks,
             profile=options.profile,
             cohorts=_cohorts(options),
+            compiles=not options.no_compile,
         )
         outcome = study.run(uri, options.retry_failed, options.log_models)
         if options.check_drift and not outcome.stopped:

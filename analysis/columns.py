@@ -35,6 +35,7 @@ COLUMNS = (
     Column("forked_step", "float64", "", "how many of them", "forked.step"),
     Column("forked_s", "float64", "s", "the part of wall_s that they took there", "forked.wall_s"),
     Column("cohort", "float64", "", "trials in the one program that trained it; missing where alone", "cohort.size"),
+    Column("compiled", "boolean", "", "whether torch.compile made its steps", "compiled"),
     Column("status", "string", "", "finished | diverged | failed | stopped; pending when there is no record yet"),
     Column("loss", "float64", "nats/token", "final validation loss; missing unless finished", "metrics.loss"),
     Column("early_loss", "float64", "nats/token", "validation loss near 1/8 of the budget", "metrics.early_loss"),

@@ -168,6 +168,7 @@ class StudyRun:
         budget: Budget | None = None,
         forks: bool = True,  # whether trials with common first steps train them once
         profile: bool = False,  # measure where trials' time goes
+        compiles: bool = True,  # where that pays
         cohorts: Cohorts = Cohorts(0),  # which trials are trained together  # noqa: B008
     ):
         self.ledger = ledger
@@ -177,7 +178,7 @@ class StudyRun:
         self.checkpoint_every_s = checkpoint_every_s
         self._waited_for: set[str] = set()
         self.budget = budget
-        self.forks, self.profile, self.cohorts = forks, profile, cohorts
+        self.forks, self.profile, self.cohorts, self.compiles = forks, profile, cohorts, compiles
         self.needs = Needs(ledger)
         self.stop = Stop(console, ledger.pause_file(plan.grid.name), deadline)
 
@@ -356,6 +357,7 @@ class StudyRun:
             stop=ask.stop,
             forks=forks,
             profile=self.profile,
+            compiles=self.compiles,
             study=self.plan.grid.name,
             memory_bytes=self.needs.of(ask.trial),
             hours=ask.trial.spec.resources.hours,

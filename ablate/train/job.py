@@ -26,6 +26,7 @@ class Job:
     if_faster: int = 0  # where set, only if so many together are measured to be faster than one after the other
     apart: bool = False  # it was found that it cannot be
     forks: tuple[Fork, ...] = ()  # trials that go on from its first steps
+    compiles: bool = True  # where that pays
     profile: bool = False  # measure where its time goes
     crowded: bool = False  # others share its GPU: where memory is refused it ends, to be tried alone
     study: str = ""  # for which it is trained

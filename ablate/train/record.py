@@ -30,6 +30,7 @@ def record_of(trial: Trial, status: str, reason: str | None) -> dict[str, Any]:
         "forked": forked_from(trial.folder.history()),
         "cohort": cohort_of(trial.folder.history()),
         "parallel": _parallel(trial),
+        "compiled": trial.compiled,
         "begun": run.begun,
         "metric": {"name": run.task.metric, "better": "higher" if run.task.higher_is_better else "lower"},
         "metrics": final_metrics(trial.folder, status, run.steps),

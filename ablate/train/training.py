@@ -17,13 +17,14 @@ from ablate.run.ledger import Ledger, TrialFolder
 from ablate.spec import TrialSpec
 from ablate.train import checkpoint
 from ablate.train.clock import Clock
+from ablate.train.compiling import compile_model, pays
 from ablate.train.fitted import new_run
 from ablate.train.forks import Follower, Followers
 from ablate.train.job import Job
 from ablate.train.memory import Pieces
 from ablate.train.profile import NoProfile, Profile
 from ablate.train.record import record_of
-from ablate.train.run import Diverged, Run
+from ablate.train.run import Diverged, Run, TrainingRun
 
 CHECKPOINT_SHARE = 0.02  # at most this part of a trial's time goes into checkpoints
 
@@ -48,6 +49,7 @@ class Trial:
         parent = ledger.trial(spec.parent).weights if spec.parent else None
         self.run = self._begun(parent)
         self.run.pieces = pieces.count
+        self.compiled = self._compile() if clock is None else False
         task = self.run.task
         book = CostBook(ledger.cache / "cost")
         self.cost: Cost = book.cost(spec.arch, task.vocab, task.length(spec.arch), **task.sizes)
@@ -67,6 +69,14 @@ class Trial:
         from ablate.train.parallel.run import ParallelRun  # torch.distributed takes a second to import
 
         return ParallelRun(self.spec, self.device, self.ledger.cache)
+
+    def _compile(self) -> bool:
+        """Compile the model, where that pays."""
+        alone = self.job.compiles and self.spec.resources.parallel.ranks == 1 and not self.pieces.count > 1
+        if not alone or not isinstance(self.run, TrainingRun) or not pays(self.spec, self.device, self.ledger.cache):
+            return False
+        compile_model(self.run.model)
+        return True
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint that is whole, with the curve cut back to it; or begin. A damaged one is

@@ -40,7 +40,7 @@ def gain(spec: TrialSpec, size: int, device: torch.device, cache: Path) -> float
     """How many times as fast trials are trained together: the time of a step of `size` of them, one after the other,
     by that of a step of all."""
     alone = TrainingRun(spec, device, cache)
-    one = _step_s(alone.train_step, device)
+    one = step_s(alone.train_step, device)
     del alone
     free(device)
     together = Together([TrainingRun(replace(spec, seed=seed), device, cache) for seed in range(size)])
@@ -50,15 +50,16 @@ def gain(spec: TrialSpec, size: int, device: torch.device, cache: Path) -> float
         for run, loss in together.losses_by_run():
             run.count_step(loss)
 
-    return size * one / _step_s(step, device)
+    return size * one / step_s(step, device)
 
 
-def _step_s(step: Callable[[], None], device: torch.device) -> float:
+def step_s(step: Callable[[], None], device: torch.device, warm_up: int = WARM_UP, timed: int = TIMED) -> float:
+    """The median of a few steps, after some that are not counted, in seconds."""
     taken = []
-    for _ in range(WARM_UP + TIMED):
+    for _ in range(warm_up + timed):
         begun = time.perf_counter()
         step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - begun)
-    return statistics.median(taken[WARM_UP:])
+    return statistics.median(taken[warm_up:])
