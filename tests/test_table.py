@@ -296,7 +296,15 @@ def test_a_trained_study_fills_every_column(tmp_path: Path, write, token_cache: 
         assert last["status"] == "finished", ledger.trial(trial.id).record()
     table = study_table(ledger.root, grid.name)
     typed(table)
-    afresh = ["error", "parent", "parent_seed", "forked_from", "forked_step", "forked_s"]  # nothing went wrong
+    afresh = [
+        "error",
+        "parent",
+        "parent_seed",
+        "forked_from",
+        "forked_step",
+        "forked_s",
+        "cohort",
+    ]  # nothing went wrong
     rest = table.drop(columns=afresh)
     assert rest.columns[rest.isna().any()].empty
     assert set(table["train.dropout"]) == {0.1} and set(table["variant"]) == {"plain", "rope"}

@@ -44,10 +44,10 @@ class Deaths:
 
     def after(self, job: Job, how: str) -> tuple[list[Job], Event | None]:
         """What is to be done again after a worker's death by `how`, and the event of a trial that is given up. Of a
-        cohort each is tried by itself: it shows who it was."""
+        cohort each is tried by itself, which shows who it was; and whoever dies so, without the program of cohorts."""
         if not job.beside:
             event = self.count(job, how)
-            return ([] if event else [job]), event
+            return ([] if event else [replace(job, beside=None)]), event
         folders = [Ledger(Path(each.results)).trial(each.trial_id) for each in job.each()]
         for folder in folders:
             if folder.record() is None:
