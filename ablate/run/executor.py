@@ -43,8 +43,8 @@ class Deaths:
         self.counts: dict[str, int] = {}
 
     def after(self, job: Job, how: str) -> tuple[list[Job], Event | None]:
-        """What is to be done again after a worker's death by `how`, and the event of a trial that is given up. Of a
-        cohort each is tried by itself, which shows who it was; and whoever dies so, without the program of cohorts."""
+        """What is to be done again after a worker's death by `how`, and the event of a trial that is given up. Of
+        a cohort each is tried by itself, which shows who it was; whoever dies so, without the program of cohorts."""
         if not job.beside:
             event = self.count(job, how)
             return ([] if event else [replace(job, beside=None)]), event
