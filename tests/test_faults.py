@@ -17,8 +17,7 @@ from runs import events, job, new_results, run_here, spec, train
 from ablate.errors import UserError
 from ablate.run.files import append_json
 from ablate.run.ledger import Ledger, TrialFolder
-from ablate.train import checkpoint
-from ablate.train import trial as trial_module
+from ablate.train import checkpoint, training
 from ablate.train.start import load_weights
 from ablate.train.trial import run_trial
 from analysis.records import read_lines
@@ -50,7 +49,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> TrialF
 def begun(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> TrialFolder:
     """The same trial, stopped after 7 steps with checkpoints of steps 6 and 7."""
     with monkeypatch.context() as patch:
-        patch.setattr(trial_module, "CHECKPOINT_SHARE", float("inf"))
+        patch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
         under_way = run_trial(job(ledger, spec(), progress_every_s=0, checkpoint_every_s=0))
         while next(under_way)["step"] < 7:
             pass

@@ -263,7 +263,8 @@ def test_every_setting_counts() -> None:
 
 def test_resources_and_places_do_not_count() -> None:
     assert not changed({"resources": {"cpus": 7, "gpus": 0.5, "memory": "8 GB", "custom": {"tpu": 1}}})
-    assert {each.name for each in fields(Resources)} == {"cpus", "gpus", "memory", "custom", "hours"}
+    assert not changed({"resources": {"gpus": 4, "parallel": {"data": 2, "tensor": 2}}})
+    assert {each.name for each in fields(Resources)} == {"cpus", "gpus", "memory", "custom", "hours", "parallel"}
     for data in (
         {"corpus": "shakespeare"},
         {"path": "somewhere/else.txt"},

@@ -23,8 +23,7 @@ from ablate.run import ledger as ledger_module
 from ablate.run.executor import give_up
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.spec import to_tree
-from ablate.train import checkpoint
-from ablate.train import trial as trial_module
+from ablate.train import checkpoint, training
 from ablate.train.trial import plan_trial, run_trial
 
 HOLD = """
@@ -218,7 +217,7 @@ def test_a_kill_around_any_rename_ends_in_the_same_numbers(
     moment: str, ledger: Ledger, whole: TrialFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints, the weights, the record: each is replaced by a rename, and a kill can come on either side."""
-    monkeypatch.setattr(trial_module, "CHECKPOINT_SHARE", float("inf"))
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
     folder = ledger.trial(whole.id)
     replace, written = os.replace, []
     kill_at = 0

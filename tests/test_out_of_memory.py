@@ -143,7 +143,7 @@ def test_memory_that_is_refused_later_loses_nothing(
     ledger: Ledger, device: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In step 8 of 12, after a checkpoint: the curve has each row once, and the steps before are not made again."""
-    monkeypatch.setattr("ablate.train.trial.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("ablate.train.training.CHECKPOINT_SHARE", 1e9)
     whole = train(ledger, spec(ROWS))
     rows = whole.rows()
     whole.forget_record()
@@ -313,7 +313,7 @@ def test_what_a_refused_step_held_is_let_go(
         alive.append(models[-1]() is not None)
         double(pieces, why)
 
-    monkeypatch.setattr("ablate.train.trial.new_run", made)
+    monkeypatch.setattr("ablate.train.training.new_run", made)
     monkeypatch.setattr(Pieces, "double", look)
     device["rows"] = 4
     train(ledger, spec(ROWS))

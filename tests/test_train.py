@@ -21,7 +21,7 @@ from ablate.data.corpora import corpus_of
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.spec import TrialSpec
 from ablate.tasks.base import Batch
-from ablate.train import trial as trial_module
+from ablate.train import training
 from ablate.train.run import TrainingRun
 from ablate.train.steps import evaluation_steps
 from ablate.train.trial import run_trial
@@ -101,7 +101,7 @@ def test_a_trial_killed_at_any_moment_gives_the_same_curve(
     ledger: Ledger, other_ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill leaves a checkpoint of some time ago beside a curve that went on, maybe torn; or no checkpoint."""
-    monkeypatch.setattr(trial_module, "CHECKPOINT_SHARE", math.inf)  # one after every step
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)  # one after every step
     trial = spec({"train.dropout": 0.1})
     moments: list[tuple[bytes, bytes]] = []  # checkpoint, curve
     folder = ledger.trial(trial.trial_id)
