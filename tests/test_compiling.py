@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +57,21 @@ def test_what_cannot_be_compiled_is_trained_as_it_is(ledger: Ledger, monkeypatch
     assert any("no compiler" in file.read_text() for file in (ledger.cache / "compile").glob("*.json"))
 
 
+def compiler_works() -> bool:
+    try:
+        return bool(torch.compile(lambda x: x + 1)(torch.zeros(3)).sum() == 3)
+    except Exception:  # no compiler, or no headers of Python
+        return False
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
 def test_the_numbers_of_a_compiled_trial(
     ledger: Ledger, other_ledger: Ledger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Up to rounding; it is stopped and gone on with as any other, and its weights are those of the plain model."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    if not compiler_works():
+        pytest.skip("torch.compile does not work here")
     asked = spec({"train.tokens": 64 * 40, "train.dropout": 0.1})
     expected = train(other_ledger, asked).record()
     monkeypatch.setattr(compiling, "DEVICES", ("cpu",))
