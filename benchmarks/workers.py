@@ -10,7 +10,7 @@ from benchmarks.launch import GRID, _run
 from benchmarks.measure import ratio
 from benchmarks.plain_gpt import SHAPES
 
-WAYS = {"1 worker": (1, 0), "2 workers": (2, 0), "2 workers, cohorts of 4": (2, 4), "of 8": (2, 8)}
+WAYS = {"1 worker": (1, 0), "2 workers": (2, 0), "2 workers, cohorts of 4": (2, 4), "2 workers, cohorts of 8": (2, 8)}
 SHAPES_HERE = {"micro": ((32, 2, 2, 32, 8), 400), "tiny": (SHAPES["tiny"], 200)}
 TRIALS, ROUNDS = 16, 3
 
