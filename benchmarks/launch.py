@@ -55,16 +55,16 @@ def _measure(shape: tuple[int, ...], steps: int, trials: int) -> dict[str, float
     with tempfile.TemporaryDirectory(prefix="ablate-bench-") as scratch:
         grid = Path(scratch) / "grid.yaml"
         grid.write_text(text)
-        _run("-m", "ablate.cli", "plan", grid, "--results", Path(scratch) / "warm")
+        timed("-m", "ablate.cli", "plan", grid, "--results", Path(scratch) / "warm")
         for number in range(ROUNDS):
             orders = json.dumps({"shape": shape, "steps": steps, "trials": trials, "tokens": _tokens(scratch)})
-            taken["tune"].append(_run("-m", "benchmarks.tune_functions", orders))
+            taken["tune"].append(timed("-m", "benchmarks.tune_functions", orders))
             for executor in ("ray", "local"):
                 results = Path(scratch) / f"{executor}{number}"
                 results.mkdir()
                 (results / "cache").symlink_to(Path(scratch) / "warm" / "cache")  # tokens exist for both sides
                 run = ("-m", "ablate.cli", "run", grid, "--results", results, "--executor", executor, "--workers", 2)
-                taken[executor].append(_run(*run))
+                taken[executor].append(timed(*run))
     return {side: sorted(each)[len(each) // 2] for side, each in taken.items()}
 
 
@@ -72,7 +72,8 @@ def _tokens(scratch: str) -> str:
     return str(next((Path(scratch) / "warm" / "cache" / "tokens").glob("*/train.bin")))
 
 
-def _run(*arguments: object) -> float:
+def timed(*arguments: object) -> float:
+    """Seconds that `python ARGUMENTS` takes."""
     begun = time.perf_counter()
     subprocess.run([sys.executable, *map(str, arguments)], check=True, capture_output=True)
     return time.perf_counter() - begun

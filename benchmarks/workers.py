@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from benchmarks.launch import GRID, _run
+from benchmarks.launch import GRID, timed
 from benchmarks.measure import ratio
 from benchmarks.plain_gpt import SHAPES
 
@@ -36,14 +36,14 @@ def _measure(shape: tuple[int, ...], steps: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory(prefix="ablate-bench-") as scratch:
         grid = Path(scratch) / "grid.yaml"
         grid.write_text(text)
-        _run("-m", "ablate.cli", "plan", grid, "--results", Path(scratch) / "warm")
+        timed("-m", "ablate.cli", "plan", grid, "--results", Path(scratch) / "warm")
         for number in range(ROUNDS):
             for way, (workers, cohorts) in WAYS.items():
                 results = Path(scratch) / f"{workers}-{cohorts}-{number}"
                 results.mkdir()
                 (results / "cache").symlink_to(Path(scratch) / "warm" / "cache")
                 how = ("--workers", workers, "--cohorts", cohorts)
-                _run("-m", "ablate.cli", "run", grid, "--results", results, *how)
+                timed("-m", "ablate.cli", "run", grid, "--results", results, *how)
                 taken[way].append(_span(results))
     return taken
 

@@ -270,6 +270,18 @@ def test_a_store(ledger: Ledger, undisturbed_tiny: Ledger, write: Write, tmp_pat
         shutil.rmtree(ledger.root / "trials")
 
 
+def test_a_cohort_and_a_store(ledger: Ledger, write: Write, tmp_path: Path, cluster: RayCluster) -> None:
+    """All of a cohort come home."""
+    store = f"file://{tmp_path / 'store'}"
+    with Command(tmp_path, *command(ledger, write(TINY), cluster, "--store", store, "--cohorts", 2)) as driver:
+        assert driver.wait() == 0, driver.output() + log_of(ledger, "tiny").read_text()[-3000:]
+        assert "trained 4, reused 0: 4 finished" in driver.output()
+    for trial_id in ledger.trial_ids():
+        record = ledger.trial(trial_id).record()
+        assert record is not None and record["cohort"]["size"] == 2 and ledger.trial(trial_id).weights.exists()
+        assert events(ledger.trial(trial_id)) == ["start", "cohort", "end"]
+
+
 def test_code_that_a_node_lacks(ledger: Ledger, undisturbed_tiny: Ledger, write: Write, tmp_path: Path) -> None:
     """The node is named; with --ship it gets the code."""
     grid = write(TINY.replace("base:\n", "base:\n  resources: {custom: {bare: 1}}\n"))

@@ -261,7 +261,7 @@ def test_every_component_is_together_or_named(subject: Subject, token_cache: Pat
     """A component either trains beside another of its kind as it does alone, or it is found that it does not."""
     if not subject.entry.causal:
         pytest.skip("sees ahead")
-    why = check._difference(replace(spec({"train.dropout": 0.1}), arch=subject.arch), token_cache)
+    why = check.difference(replace(spec({"train.dropout": 0.1}), arch=subject.arch), token_cache)
     refused = f"{subject.entry.slot} {subject.entry.name}" in REFUSED and subject.name not in OWN_LOOP
     assert (why is not None) == refused, why
 
@@ -276,7 +276,7 @@ def test_components_that_cannot_share_a_program(name: str, ledger: Ledger, write
 
 def test_it_is_found_out_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_apart(spec({"arch.sublayers": {"s": "gru"}}), ledger.cache) is not None
-    monkeypatch.setattr(check, "_difference", lambda *_: pytest.fail("looked again"))
+    monkeypatch.setattr(check, "difference", lambda *_: pytest.fail("looked again"))
     again = spec({"arch.sublayers": {"s": "gru"}, "train.lr": 0.5}, seed=3)
     assert "gru" in str(why_apart(again, ledger.cache))
 
@@ -526,7 +526,7 @@ def test_what_the_attempts_say_of_cohorts() -> None:
 def test_a_job_goes_through_json(ledger: Ledger) -> None:
     told = replace(cohort(ledger, different()), device="cuda:1", threads=3)
     assert Job.of_json(json.loads(json.dumps(asdict(told)))) == told
-    assert [(each.device, each.threads, each.beside) for each in told.each()] == [("cuda:1", 3, None)] * 3
+    assert [(each.device, each.threads, each.beside) for each in told.each()] == [("cuda:1", 3, ())] * 3
 
 
 def test_a_cohort_that_takes_its_worker_with_it(ledger: Ledger) -> None:
@@ -536,7 +536,7 @@ def test_a_cohort_that_takes_its_worker_with_it(ledger: Ledger) -> None:
     assert event is None and [each.trial_id for each in again] == [each.trial_id for each in told.each()]
     assert all(each.beside == () for each in again) and events(ledger.trial(again[1].trial_id)) == ["lost"]
     for _ in range(2):
-        assert deaths.after(again[0], "SIGKILL") == ([replace(again[0], beside=None)], None)
+        assert deaths.after(again[0], "SIGKILL") == ([again[0]], None)
     left, event = deaths.after(again[0], "SIGKILL")
     assert left == [] and event is not None and event["status"] == "failed"
 

@@ -38,6 +38,16 @@ def test_it_pays_where_the_steps_save_more_than_it_takes(measured: dict[str, Any
     assert not compiling.pays(spec({"train.tokens": 64 * 1000, "arch.norm": "rmsnorm"}), CPU, ledger.cache)
 
 
+def test_a_longer_trial_asks_again_after_a_short_one(measured: dict[str, Any], ledger: Ledger) -> None:
+    """That compiling was not tried for the short one says nothing of the long one."""
+    known = dict(measured)
+    measured |= {"compiled_s": None, "compiling_s": None}
+    assert not compiling.pays(spec({"train.tokens": 64 * 100}), CPU, ledger.cache)
+    measured |= known | {"asked": 1}
+    assert not compiling.pays(spec({"train.tokens": 64 * 500}), CPU, ledger.cache) and measured["asked"] == 1
+    assert compiling.pays(spec(LONG), CPU, ledger.cache) and measured["asked"] == 2
+
+
 def test_other_devices_are_not_asked(
     measured: dict[str, Any], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

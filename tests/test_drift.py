@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fabricate
 import pytest
 from conftest import TINY
-from runs import new_results, plan_of, run_here, run_study
+from runs import new_results, plan_of, run_here, run_study, with_database
 
 from ablate.run.drift import check_drift
 from ablate.run.environment import environment
@@ -19,6 +20,7 @@ from analysis.drift import Rerun, apart, pairs_across, reruns, set_of, trials_of
 from analysis.report import write_report
 from analysis.table import read_study
 
+Write = Callable[..., Path]
 HERE = ("a processor", "cpu", "2.8", "", "", "c0ffee")
 
 
@@ -107,6 +109,13 @@ def test_curves_of_other_rows_are_not_alike() -> None:
     assert apart(rows, [rows[0], {"step": 2, "loss": None}]) == math.inf
     assert apart(rows, [rows[0], {"step": 2, "loss": 1.25}]) == pytest.approx(0.2)
     assert Rerun("a", HERE, HERE, math.inf, 0.5, None).outcome == "different"
+
+
+def test_a_trial_of_a_cohort_is_trained_again_in_its_program(ledger: Ledger, write: Write) -> None:
+    """Which gives other bits than a trial alone, and the same whoever is beside it."""
+    cohorts = ("--workers", 0, "--cohorts", 2, "--check-drift")
+    code, said = run_here("run", write(TINY), "--results", with_database(ledger).root, *cohorts)
+    assert code == 0 and "identical to the bit" in said, said
 
 
 def test_the_cheapest_baseline_trial_is_trained_again_on_each_set(

@@ -186,6 +186,22 @@ def test_attempts_are_counted_until_the_last_write(ledger: Ledger, monkeypatch: 
     assert attempts_s(folder) == [30.0, 7.0]
 
 
+def test_seconds_of_a_cohort_are_shared(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By those that it began with, for the attempt that it was."""
+    folder = ledger.trial("b" * 12)
+    folder.folder.mkdir(parents=True)
+    for now, event, more in (
+        (100.0, "start", {}),
+        (101.0, "cohort", {"of": ["a", "b", "c", "d"]}),
+        (140.0, "stop", {}),
+        (200.0, "resume", {}),
+        (205.0, "end", {}),
+    ):
+        monkeypatch.setattr("ablate.run.ledger.time.time", lambda now=now: now)
+        folder.note(event, **more)
+    assert attempts_s(folder) == [10.0, 5.0]
+
+
 @pytest.mark.parametrize(
     ("executor", "workers"), [("local", 0), ("local", 2), pytest.param("ray", 2, marks=pytest.mark.ray)]
 )

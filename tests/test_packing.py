@@ -164,3 +164,6 @@ def test_nothing_to_pack_on(ledger: Ledger, write: Write, monkeypatch: pytest.Mo
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     code, said = run_here("run", write(TINY), "--results", ledger.root, "--pack")
     assert code == 2 and "--pack 8: this machine has no GPU to share" in said
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    code, said = run_here("run", write(TINY), "--results", ledger.root, "--pack", "--cohorts", 2)
+    assert code == 2 and "--cohorts 2 and --pack are two ways to fill a GPU: leave one out" in said

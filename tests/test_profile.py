@@ -55,9 +55,10 @@ def test_what_takes_longer_is_seen_where_it_is(
     real = getattr(where, name)
 
     def slow(*args: Any, **options: Any) -> Any:
-        time.sleep(0.05)
+        time.sleep(0.1)
         return real(*args, **options)
 
+    train(ledger, spec({"train.ema": 0.5, "train.lr": 2e-3}))  # what a process does once is behind it
     monkeypatch.setattr(where, name, slow)
     folder = train(ledger, spec({"train.ema": 0.5}), profile=True, checkpoint_every_s=0.0)
     parts = seconds(ledger, folder.id)

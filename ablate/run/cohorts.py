@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ablate.spec import Component, Resources, TrialSpec, canonical, digest
 from ablate.train.job import Job
+from ablate.train.remembered import common
 
 AUTO = 32  # trials in a cohort, where its size is left to be found
-OFTEN: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "clip": 1.0, "diverge_above": 3.0}  # may differ
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,6 @@ def _together(jobs: Sequence[Job]) -> Job:
 
 def _alike(job: Job, need: Resources, spec: TrialSpec) -> str:
     """What trials have in common that can be trained together."""
-    train = spec.train
-    common = replace(train, optimizer=Component(train.optimizer.name), schedule=Component("constant"), **OFTEN)
-    return digest([canonical(replace(spec, seed=0, train=common)), job.until, repr(need)])
+    alike = common(spec)
+    train = replace(alike.train, optimizer=Component(spec.train.optimizer.name))
+    return digest([canonical(replace(alike, train=train)), job.until, repr(need)])

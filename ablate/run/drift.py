@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,8 +18,9 @@ from ablate.rows import Plan, PlannedTrial
 from ablate.run.environment import environment
 from ablate.run.files import write_json
 from ablate.run.ledger import Ledger
+from ablate.train.cohort.trials import run_job
 from ablate.train.job import Job
-from ablate.train.trial import plan_trial, prepare_process, run_trial
+from ablate.train.trial import plan_trial, prepare_process
 from analysis.drift import Rerun, reruns, set_of
 
 
@@ -48,7 +50,9 @@ def _cheapest(ledger: Ledger, plan: Plan) -> PlannedTrial | None:
 def _train(ledger: Ledger, trial: PlannedTrial) -> None:
     device = "cuda" if default_gpus(trial.spec) > 0 and torch.cuda.is_available() else "cpu"
     cpus = trial.spec.resources.cpus
-    job = Job(trial.id, "", device, cpus, checkpoint_every_s=1e9, plugins=registry.plugin_files())
+    joined = (ledger.trial(trial.id).record() or {}).get("cohort")  # which is another program
+    beside = () if joined else None
+    job = Job(trial.id, "", device, cpus, checkpoint_every_s=1e9, plugins=registry.plugin_files(), beside=beside)
     place = set_of(environment(prepare_process(job)))
     assert place is not None
     name = hashlib.sha256("\n".join(place).encode()).hexdigest()[:12]
@@ -59,7 +63,7 @@ def _train(ledger: Ledger, trial: PlannedTrial) -> None:
         own = Ledger(Path(scratch))
         own.cache.symlink_to(ledger.cache.resolve())
         folder = plan_trial(own, trial.spec)
-        for _ in run_trial(Job(**{**vars(job), "results": scratch})):
+        for _ in run_job(replace(job, results=scratch)):
             pass
         record = folder.record()
         assert record is not None

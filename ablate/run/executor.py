@@ -52,7 +52,7 @@ class Deaths:
         for folder in folders:
             if folder.record() is None:
                 folder.note("lost", by=how)
-        return [replace(each, beside=()) for each in job.each()], None
+        return job.each(), None
 
     def count(self, job: Job, how: str) -> Event | None:
         """One more, by `how`. The event of the trial's end where it is given up, None where it is tried again."""

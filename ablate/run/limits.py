@@ -9,6 +9,7 @@ from ablate.run.executor import give_up
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.process import Worker
 from ablate.run.worker import Event
+from ablate.train.cohort import members as cohort
 from ablate.train.job import Job
 
 STOP_PATIENCE_S = 20.0  # from the request to stop until the worker is killed
@@ -53,19 +54,24 @@ class Limit:
 def attempts_s(folder: TrialFolder, since_end: bool = False, study: str | None = None) -> list[float]:
     """Seconds of each attempt at a trial; `since_end`: of those after it last ended; `study`: of those it made.
 
-    The latest one may have no end, as its driver was killed: it counts up to what it wrote last.
+    The latest one may have no end, as its driver was killed: it counts up to what it wrote last. In a cohort the
+    seconds are shared equally among those with which it began.
     """
     found: list[float] = []
     begun: float | None = None
+    sharers = 1
     for note in folder.history():
         if note["event"] in BEGIN:
             begun = note["time"] if study in (None, note.get("study")) else None
+            sharers = 1
+        elif note["event"] == cohort.EVENT:
+            sharers = max(1, len(note.get("of") or ()))
         elif note["event"] in END and begun is not None:
-            found.append(max(0.0, note["time"] - begun))
+            found.append(max(0.0, note["time"] - begun) / sharers)
             begun = None
         if note["event"] == "end" and since_end:
             found = []
     if begun is not None:
         written = [file.stat().st_mtime for file in (folder.metrics, folder.checkpoint) if file.exists()]
-        found.append(max([0.0, *(each - begun for each in written)]))
+        found.append(max([0.0, *(each - begun for each in written)]) / sharers)
     return found

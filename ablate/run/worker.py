@@ -21,9 +21,8 @@ from ablate.errors import UserError
 from ablate.run.cores import allowed, pin
 from ablate.run.files import full_disk
 from ablate.run.lease import Busy
-from ablate.train.cohort.trials import run_cohort
+from ablate.train.cohort.trials import run_job
 from ablate.train.job import Job
-from ablate.train.trial import run_trial
 
 Event = dict[str, Any]
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -31,7 +30,7 @@ REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 def work(job: Job) -> Generator[Event, None, None]:
     """Run one trial, or a cohort; what is not the trial's fault becomes a `fatal` event instead of an exception."""
-    trial = run_trial(job) if job.beside is None else run_cohort(job)
+    trial = run_job(job)
     try:
         for event in trial:  # noqa: UP028 - a delegated close would end in the handlers below
             yield event

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from ablate.run.environment import device_name
-from ablate.run.files import read_json, write_json
-from ablate.spec import TrialSpec, digest
+from ablate.spec import TrialSpec
 from ablate.train.cohort.worth import TIMED, WARM_UP, step_s
+from ablate.train.fitted import new_run
 from ablate.train.memory import free
+from ablate.train.remembered import common, remembered
 from ablate.train.run import TrainingRun
 
-DEVICES = ("cuda",)  # on CPUs a step gains 2 %
+DEVICES = ("cuda",)
 LEAST_S = 60.0  # of training: for less it is not even asked
 
 
@@ -29,26 +30,33 @@ def compile_model(model: nn.Module) -> None:
 def pays(spec: TrialSpec, device: torch.device, cache: Path) -> bool:
     """Whether the steps of such a trial save more time than compiling takes. A model that cannot be compiled never
     pays; why is kept with what was measured, in `cache/compile/`."""
-    if device.type not in DEVICES or spec.train.steps < WARM_UP + TIMED or spec.parent is not None:
+    steps = spec.train.steps
+    if device.type not in DEVICES or steps < WARM_UP + TIMED or spec.parent is not None:
         return False
-    alike = replace(spec, seed=0)
-    name = device_name(device)
-    file = cache / "compile" / f"{digest([alike.row_id, torch.__version__, name])}.json"
-    known = read_json(file)
-    if known is None:
-        known = {"row": alike.row_id, "torch": torch.__version__, "device": name, **_measured(alike, device, cache)}
-        write_json(file, known)
-        free(device)
-    if known["compiled_s"] is None:
+    alike = common(spec)
+
+    def find() -> dict[str, Any]:
+        return _measured(alike, device, cache)
+
+    def shorter(known: Mapping[str, Any]) -> bool:
+        """Whether it was not tried, as the trial that asked was too short."""
+        untried = known["compiled_s"] is None and known["error"] is None
+        return untried and known["plain_s"] * steps >= LEAST_S
+
+    found = remembered(cache, "compile", alike, find, shorter, device=device_name(device))
+    free(device)
+    if found["compiled_s"] is None:
         return False
-    return bool(spec.train.steps * (known["plain_s"] - known["compiled_s"]) > known["compiling_s"])
+    return bool(steps * (found["plain_s"] - found["compiled_s"]) > found["compiling_s"])
 
 
 def _measured(spec: TrialSpec, device: torch.device, cache: Path) -> dict[str, Any]:
     """Seconds of a step, plain and compiled, and of compiling; None where that was not tried, or failed (`error`)."""
     found: dict[str, Any] = {"plain_s": None, "compiled_s": None, "compiling_s": None, "error": None}
     try:
-        run = TrainingRun(spec, device, cache)
+        run = new_run(spec, device, cache)
+        if not isinstance(run, TrainingRun):
+            return found | {"error": "it is not trained by gradients"}
         found["plain_s"] = step_s(run.train_step, device)
         if found["plain_s"] * spec.train.steps >= LEAST_S:
             begun = time.perf_counter()

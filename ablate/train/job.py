@@ -24,7 +24,6 @@ class Job:
     stop: bool = False  # end it where it stands
     beside: tuple[Job, ...] | None = None  # trained with it as one program; (): by that program, but alone
     if_faster: int = 0  # where set, only if so many together are measured to be faster than one after the other
-    apart: bool = False  # it was found that it cannot be
     forks: tuple[Fork, ...] = ()  # trials that go on from its first steps
     compiles: bool = True  # where that pays
     profile: bool = False  # measure where its time goes
@@ -42,7 +41,9 @@ class Job:
         return cls(**{**tree, "beside": beside, "forks": forks, "cores": tuple(tree["cores"])})
 
     def each(self) -> list[Job]:
-        """The jobs of all that are trained with it, each for itself and where this one is, its own first."""
+        """The jobs of all that are trained with it, its own first: each for itself, where this one is."""
+        if self.beside is None:
+            return [self]
         here = {name: getattr(self, name) for name in ("results", "device", "threads", "cores", "plugins", "crowded")}
         here["progress_every_s"] = self.progress_every_s
-        return [replace(job, beside=None, **here) for job in (self, *(self.beside or ()))]
+        return [replace(job, beside=(), **here) for job in (self, *self.beside)]

@@ -203,14 +203,18 @@ class TrainingRun(Run):
             lap("backward")
         if self.mixout is not None:
             self.mixout.unmix()
-        limit = train.clip if train.clip is not None else math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_limit, foreach=True)
         if self.decay is not None:
             self.decay.pull(rate)
         self.optimizer.step()
         self.after_update(nll, norm)
         lap("optimizer")
         self.count_step(nll)
+
+    @property
+    def clip_limit(self) -> float:
+        """The largest gradient norm that is let through."""
+        return math.inf if self.spec.train.clip is None else self.spec.train.clip
 
     def next_rate(self) -> float:
         """The learning rate of the step that comes."""

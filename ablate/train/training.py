@@ -24,7 +24,7 @@ from ablate.train.job import Job
 from ablate.train.memory import Pieces
 from ablate.train.profile import NoProfile, Profile
 from ablate.train.record import record_of
-from ablate.train.run import Diverged, Run, TrainingRun
+from ablate.train.run import Diverged, Run
 
 CHECKPOINT_SHARE = 0.02  # at most this part of a trial's time goes into checkpoints
 
@@ -47,9 +47,13 @@ class Trial:
         self.job, self.spec, self.folder, self.device, self.pieces = job, spec, folder, device, pieces
         self.ledger = ledger
         parent = ledger.trial(spec.parent).weights if spec.parent else None
+        alone = clock is None and spec.resources.parallel.ranks == 1 and pieces.count == 1
+        # asked while the device is empty
+        self.compiled = job.compiles and alone and pays(spec, device, ledger.cache)
         self.run = self._begun(parent)
         self.run.pieces = pieces.count
-        self.compiled = self._compile() if clock is None else False
+        if self.compiled:
+            compile_model(self.run.model)
         task = self.run.task
         book = CostBook(ledger.cache / "cost")
         self.cost: Cost = book.cost(spec.arch, task.vocab, task.length(spec.arch), **task.sizes)
@@ -69,14 +73,6 @@ class Trial:
         from ablate.train.parallel.run import ParallelRun  # torch.distributed takes a second to import
 
         return ParallelRun(self.spec, self.device, self.ledger.cache)
-
-    def _compile(self) -> bool:
-        """Compile the model, where that pays."""
-        alone = self.job.compiles and self.spec.resources.parallel.ranks == 1 and not self.pieces.count > 1
-        if not alone or not isinstance(self.run, TrainingRun) or not pays(self.spec, self.device, self.ledger.cache):
-            return False
-        compile_model(self.run.model)
-        return True
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint that is whole, with the curve cut back to it; or begin. A damaged one is

@@ -1,5 +1,6 @@
 """Cohorts: trials of one architecture trained as one program, along a leading model axis.
 
-Kernels of small models leave most of a GPU idle; K models in one program take little longer than one. Each member has
-its own parameters, data order, dropout, learning rate, optimizer settings, divergence, files and record.
+The kernels of a small model are too short to fill a GPU, or to outlast the Python that starts them; those of K models
+are K times as long. Whether a device gains by it is measured (`worth`). Each member has its own
+parameters, data order, dropout, learning rate, optimizer settings, divergence, files and record.
 """

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ablate.errors import UserError
-from ablate.run.files import read_json, write_json
-from ablate.spec import TrialSpec, digest
+from ablate.spec import TrialSpec
 from ablate.tasks.base import Batch
 from ablate.train.cohort.along import Apart
 from ablate.train.cohort.together import Together
 from ablate.train.fitted import new_run
 from ablate.train.memory import LOOKED_AT, NOTHING, ROUNDING, in_float64
 from ablate.train.pace import PacedBatches
+from ablate.train.remembered import common, remembered
 from ablate.train.run import TrainingRun
 
 STEPS = 3
@@ -28,18 +28,14 @@ TROUBLE = (RuntimeError, TypeError, ValueError, IndexError, KeyError, NotImpleme
 
 def why_apart(spec: TrialSpec, cache: Path) -> str | None:
     """What keeps trials like this one, with other seeds and rates, from being trained together; None where nothing
-    does. Found out once for each such program and version of torch, and kept."""
-    alike = replace(spec, seed=0, train=replace(spec.train, lr=1e-3))
-    file = cache / "cohorts" / f"{digest([alike.row_id, torch.__version__])}.json"
-    known = read_json(file)
-    if known is None:
-        known = {"row": alike.row_id, "torch": torch.__version__, "apart": _difference(alike, cache)}
-        write_json(file, known)
-    found: str | None = known["apart"]
-    return found
+    does."""
+    alike = common(spec)
+    found = remembered(cache, "cohorts", alike, lambda: {"apart": difference(alike, cache)}, asked="apart")
+    why: str | None = found["apart"]
+    return why
 
 
-def _difference(spec: TrialSpec, cache: Path) -> str | None:
+def difference(spec: TrialSpec, cache: Path) -> str | None:
     """On the CPU in float64, on few rows, every parameter moved away from special values such as zero."""
     if spec.parent is not None:
         return "they begin from other trials"
@@ -89,10 +85,8 @@ def _other_gradient(alone: Sequence[TrainingRun], together: Together) -> str | N
         expected = {name: each.grad for name, each in run.model.named_parameters() if each.grad is not None}
         least = NOTHING * max(float(each.norm()) for each in expected.values())
         for name, gradient in expected.items():
-            if (
-                not float((together.gradient(row, name) - gradient).norm())
-                <= ROUNDING * float(gradient.norm()) + least
-            ):
+            apart = float((together.gradient(row, name) - gradient).norm())
+            if not apart <= ROUNDING * float(gradient.norm()) + least:  # not a number is apart
                 return name
     return None
 

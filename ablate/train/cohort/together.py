@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ class Together:
     All parameters of a model are a row of one tensor (K, N), and so are their gradients: a matrix of K models is a
     batch of matrices, and an optimizer's step is one operation over all of a row. The parameters of each run's own
     model are views of its row, so that it is evaluated, kept and looked into as it would be alone. Its own optimizer
-    holds no state between `settle` and the next step.
+    holds a state from `settle` to the next step alone.
 
     One member's numbers do not depend on who else is in the cohort. Raises `Apart` where runs cannot be joined.
     """
@@ -76,6 +75,8 @@ class Together:
         model = self.program.run.model
         if not model.training:
             model.train()
+        for run in self.runs:
+            run.optimizer.state.clear()  # what `settle` gave it
         for leaf in self.leaves.values():
             leaf.grad = None
         nll = torch.zeros(len(self.runs), dtype=torch.float64, device=self.device)
@@ -202,8 +203,7 @@ class Together:
         dtype = next(first.model.parameters()).dtype
         rows = torch.zeros(K, size, dtype=dtype, device=self.device)
         self.gradients = torch.zeros_like(rows)
-        clips = [run.spec.train.clip for run in self.runs]
-        self.limits = torch.tensor([math.inf if each is None else each for each in clips]).to(rows)
+        self.limits = torch.tensor([run.clip_limit for run in self.runs]).to(rows)
         models = [dict(run.model.named_parameters()) for run in self.runs]
         for name, place in self.places.items():
             for row, named in zip(rows, models, strict=True):

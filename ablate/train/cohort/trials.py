@@ -16,11 +16,17 @@ from ablate.train.cohort.together import Together
 from ablate.train.cohort.worth import faster_alone
 from ablate.train.job import Job
 from ablate.train.memory import Pieces, free, out_of_memory
+from ablate.train.remembered import common
 from ablate.train.run import Diverged, TrainingRun
 from ablate.train.training import Progress, Trial
 from ablate.train.trial import ended_before, prepare_process, read_spec, run_trial
 
 Left = list[list[Job]]  # what is still to be trained, by who can be trained together
+
+
+def run_job(job: Job) -> Generator[Progress, None, None]:
+    """Train a job's trial, with those beside it if there are any."""
+    return run_trial(job) if job.beside is None else run_cohort(job)
 
 
 def run_cohort(job: Job) -> Generator[Progress, None, None]:
@@ -38,7 +44,7 @@ def run_cohort(job: Job) -> Generator[Progress, None, None]:
 
 def _train_group(jobs: list[Job]) -> Generator[Progress, None, Left]:
     """Train these together; returns what is left to do."""
-    if jobs[0].apart:
+    if jobs[0].beside is None:
         yield from run_trial(jobs[0])
         return []
     with ExitStack() as locks:
@@ -59,13 +65,13 @@ def _train_group(jobs: list[Job]) -> Generator[Progress, None, Left]:
 
 def _attempt(jobs: list[Job]) -> Generator[Progress, None, Left]:
     """Train trials that are locked."""
-    alone = [[replace(each, apart=True)] for each in jobs]
+    alone = [[replace(each, beside=None)] for each in jobs]
     ledger = Ledger(Path(jobs[0].results))
     trials: list[Trial] = []
     try:
         device = prepare_process(jobs[0])
         specs = [read_spec(ledger.trial(each.trial_id)) for each in jobs]
-        if why_apart(specs[0], ledger.cache) is not None:
+        if any(why_apart(each, ledger.cache) is not None for each in {common(spec) for spec in specs}):
             return alone
         if (size := jobs[0].if_faster) and faster_alone(specs[0], size, device, ledger.cache):
             return alone
@@ -86,7 +92,7 @@ def _attempt(jobs: list[Job]) -> Generator[Progress, None, Left]:
         for each in left:
             ledger.trial(each.trial_id).note("apart", error=f"{type(error).__name__}: {error}")
         if not out_of_memory(error) or len(left) < 2:
-            return [[replace(each, apart=True)] for each in left]
+            return [[replace(each, beside=None)] for each in left]
         trials.clear()  # with all that they hold on the device
         half = len(left) // 2
     free(device)

@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ablate.run.environment import device_name
-from ablate.run.files import read_json, write_json
-from ablate.spec import TrialSpec, digest
+from ablate.spec import TrialSpec
 from ablate.train.cohort.together import Together
 from ablate.train.memory import free
+from ablate.train.remembered import common, remembered
 from ablate.train.run import TrainingRun
 
 LEAST = 1.1  # times faster, for it to be worth the rounding
@@ -23,17 +24,16 @@ WARM_UP, TIMED = 3, 5  # steps
 
 def faster_alone(spec: TrialSpec, size: int, device: torch.device, cache: Path) -> bool:
     """Whether `size` trials like this one are trained about as fast one after the other."""
-    alike = replace(spec, seed=0, train=replace(spec.train, lr=1e-3))
-    name = device_name(device)
-    file = cache / "cohorts" / f"{digest([alike.row_id, torch.__version__, size, name])}.json"
     if spec.train.steps < WARM_UP + TIMED:
         return True
-    known = read_json(file)
-    if known is None:
-        known = {"row": alike.row_id, "torch": torch.__version__, "size": size, "device": name}
-        write_json(file, known := known | {"gain": gain(alike, size, device, cache)})
-        free(device)
-    return bool(known["gain"] < LEAST)
+    alike = common(spec)
+
+    def find() -> dict[str, Any]:
+        return {"gain": gain(alike, size, device, cache)}
+
+    found = remembered(cache, "cohorts", alike, find, asked="gain", size=size, device=device_name(device))
+    free(device)
+    return bool(found["gain"] < LEAST)
 
 
 def gain(spec: TrialSpec, size: int, device: torch.device, cache: Path) -> float:

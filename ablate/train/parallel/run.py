@@ -12,14 +12,14 @@ import torch.distributed as dist
 
 from ablate import registry
 from ablate.errors import UserError
-from ablate.run.files import read_json, write_json
-from ablate.spec import TrialSpec, digest
+from ablate.spec import TrialSpec
 from ablate.tasks.base import shares
 from ablate.train import checkpoint
 from ablate.train.checkpoint import State
 from ablate.train.memory import difference
 from ablate.train.parallel.ranks import Ranks, Seat, give_way, of_one_process
-from ablate.train.parallel.spread import Replicated, Sharded, limit_of, split
+from ablate.train.parallel.spread import Replicated, Sharded, split
+from ablate.train.remembered import common, remembered
 from ablate.train.run import TrainingRun, constrained
 from ablate.train.sums import Sums
 
@@ -69,7 +69,8 @@ class ParallelRun(TrainingRun):
         rate = self.next_rate()
         for group in self.spread.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
-        self.spread.train()
+        if not self.spread.model.training:
+            self.spread.model.train()
         self.spread.optimizer.zero_grad(set_to_none=True)
         lap("optimizer")
         data = self.seat.parallel.data
@@ -87,7 +88,7 @@ class ParallelRun(TrainingRun):
             nll += part_nll * weights[at]
             lap("backward")
         dist.all_reduce(nll, group=self.seat.mesh["data"].get_group())
-        norm = self.spread.clip(limit_of(self))
+        norm = self.spread.clip(self.clip_limit)
         self.spread.optimizer.step()
         self.after_update(nll, norm)
         lap("optimizer")
@@ -167,20 +168,7 @@ def refuse(spec: TrialSpec, cache: Path) -> None:
         if parallel.tensor > 1:
             split(model, parallel.tensor, parallel.data)
     if parallel.data > 1:
-        if (differs := _difference(spec, cache)) is not None:
+        alike = common(of_one_process(spec))
+        found = remembered(cache, "parts", alike, lambda: {"differs": difference(alike, cache)[0]})
+        if (differs := found["differs"]) is not None:
             raise UserError(f"a batch in {parallel.data} parts would be another experiment: {differs}")
-
-
-def _difference(spec: TrialSpec, cache: Path) -> str | None:
-    """What a batch in parts changes but for rounding, found out once for trials alike."""
-    file = cache / "parts" / f"{digest([spec.row_id, torch.__version__])}.json"
-    known = read_json(file)
-    if known is None:
-        known = {
-            "row": spec.row_id,
-            "torch": torch.__version__,
-            "differs": difference(of_one_process(spec), cache)[0],
-        }
-        write_json(file, known)
-    found: str | None = known["differs"]
-    return found

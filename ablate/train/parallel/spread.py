@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -58,7 +57,7 @@ class Replicated:
     """The run's own model and optimizer; gradients are averaged while the backward pass goes on."""
 
     def __init__(self, run: TrainingRun, seat: Seat):
-        self.run = run
+        self.run, self.model = run, run.model
         self.optimizer = run.optimizer
         self.objective = DistributedDataParallel(
             _Objective(run, run.model),
@@ -74,10 +73,6 @@ class Replicated:
     def clip(self, limit: float) -> Tensor:
         norm: Tensor = torch.nn.utils.clip_grad_norm_(self.run.parameters, limit, foreach=True)
         return norm
-
-    def train(self) -> None:
-        if not self.run.model.training:
-            self.run.model.train()
 
     def settle(self, whole: bool) -> State | None:
         """Bring the run's model up to date. For a checkpoint (`whole`): what replaces the model's and the optimizer's
@@ -147,10 +142,6 @@ class Sharded:
         torch._foreach_mul_([each.to_local() if isinstance(each, DTensor) else each for each in grads], scale)
         return norm
 
-    def train(self) -> None:
-        if not self.model.training:
-            self.model.train()
-
     def settle(self, whole: bool) -> State | None:
         if not whole:
             for name, mine in self.model.named_parameters():
@@ -180,6 +171,7 @@ class Sharded:
         set_state_dict(
             self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=whole, options=options
         )
+        self.run.optimizer.state.clear()  # it is held in parts alone
 
 
 def _by_mesh(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -212,7 +204,3 @@ def split(model: nn.Module, parts: int, data: int = 1) -> list[tuple[nn.Module, 
         known = ", ".join(each.component for each in SPLIT)  # type: ignore[attr-defined]
         raise UserError(f"resources.parallel.tensor {parts}: nothing of this model is split; what is: {known}")
     return found
-
-
-def limit_of(run: TrainingRun) -> float:
-    return math.inf if run.spec.train.clip is None else run.spec.train.clip
