@@ -77,6 +77,7 @@ def _run(options: Namespace, grid: Grid, begun: float) -> int:
     from ablate.run.files import write_json
     from ablate.run.ledger import Ledger
     from ablate.run.mlflow_store import default_uri, shown
+    from ablate.run.process import server
     from ablate.run.stopping import TIME_IS_UP
     from ablate.run.study import StudyRun
     from ablate.run.telling import compared, tell, to_train
@@ -91,6 +92,8 @@ def _run(options: Namespace, grid: Grid, begun: float) -> int:
     _make_folder(options.results)
     console = Console(highlight=False)
     with ledger.study_lock(grid.name):
+        if options.executor == "local" and options.workers != 0:
+            server()  # it loads torch while this process plans
         plan = make_plan(grid, ledger.cache)
         missing = sum(ledger.trial(trial.id).record() is None for trial in plan.trials)
         console.print(

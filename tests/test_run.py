@@ -369,6 +369,7 @@ def test_an_interrupt_while_the_workers_start(ledger: Ledger, write: Write, tmp_
         command.wait_for(
             lambda: [name for name in command.alive().values() if "forkserver" in name], "a server of workers"
         )
+        command.wait_for((ledger.study_folder("tiny") / "study.json").exists, "a plan")
         os.killpg(command.process.pid, signal.SIGINT)
         assert command.wait() == 130, command.output()
         command.wait_until_alone()

@@ -43,6 +43,29 @@ class Planner(Protocol):
     def next(self, done: Mapping[str, str]) -> list[Ask]: ...
 
 
+def planner_of(plan: Plan, ledger: Ledger) -> Planner:
+    """The planner that a grid asks for; its `plan` may have more trials, by the records."""
+    # those that judge by the records take seconds to import
+    grid = plan.grid
+    if grid.tune is not None:
+        from ablate.run.tune_planner import TunePlanner
+
+        return TunePlanner(plan, ledger)
+    if grid.promote is not None:
+        from ablate.run.promote_planner import PromotePlanner
+
+        return PromotePlanner(plan, grid.promote, ledger)
+    if grid.race is not None:
+        from ablate.run.race_planner import RacePlanner
+
+        return RacePlanner(plan, grid.race, ledger)
+    if grid.predict is not None:
+        from ablate.run.predict_planner import PredictPlanner
+
+        return PredictPlanner(plan, grid.predict, ledger)
+    return RungPlanner(plan, grid.rungs, ledger) if grid.rungs else GridPlanner(plan)
+
+
 class GridPlanner:
     """Everything in the plan that has not ended, the costliest first: the last worker to finish ends early.
 

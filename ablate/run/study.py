@@ -22,15 +22,11 @@ from ablate.run.executor import Executor, give_up
 from ablate.run.files import append_json, write_json, write_text
 from ablate.run.ledger import Ledger
 from ablate.run.memory import Needs
-from ablate.run.planner import Ask, GridPlanner, Planner, RungPlanner
-from ablate.run.predict_planner import PredictPlanner
+from ablate.run.planner import Ask, Planner, planner_of
 from ablate.run.progress import ProgressView
-from ablate.run.promote_planner import PromotePlanner
-from ablate.run.race_planner import RacePlanner
 from ablate.run.stopping import INTERRUPTED, Stop
 from ablate.run.tracking import Mirror
 from ablate.run.trunks import Wave, waves
-from ablate.run.tune_planner import TunePlanner
 from ablate.run.worker import Event
 from ablate.spec import Resources
 from ablate.train.forks import Fork
@@ -200,7 +196,7 @@ class StudyRun:
         try:
             with self.stop.watching(), view:
                 while not self.stop.event.is_set() and (batch := within.next(done)):
-                    if isinstance(planner, TunePlanner) and planner.plan is not self.plan:
+                    if planner.plan is not self.plan:
                         self._grow(planner.plan, mirror, view, done)
                     self._train(by_priority(self.plan, batch), view, mirror, tally)
                     done = self._done()
@@ -252,22 +248,10 @@ class StudyRun:
             forgotten = [folder for folder in folders if folder.status() in again]
             for folder in forgotten:
                 folder.forget_record()
-            planner = self._planner(begun)
-            self.plan = planner.plan if isinstance(planner, TunePlanner) else begun
+            planner = planner_of(begun, self.ledger)
+            self.plan = planner.plan
             if not forgotten and len(folders) == len(self.plan.trials):
                 return planner
-
-    def _planner(self, plan: Plan) -> Planner:
-        grid = plan.grid
-        if grid.tune is not None:
-            return TunePlanner(plan, self.ledger)
-        if grid.promote is not None:
-            return PromotePlanner(plan, grid.promote, self.ledger)
-        if grid.race is not None:
-            return RacePlanner(plan, grid.race, self.ledger)
-        if grid.predict is not None:
-            return PredictPlanner(plan, grid.predict, self.ledger)
-        return RungPlanner(plan, grid.rungs, self.ledger) if grid.rungs else GridPlanner(plan)
 
     def _done(self) -> dict[str, str]:
         found = {}

@@ -46,7 +46,10 @@ class Batch:
         return Batch(tuple(change(each) for each in self.inputs), change(self.targets), counts, marks)
 
     def to(self, device: torch.device) -> Batch:
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        """On a device; to a GPU through pinned memory, else the host would wait for the kernels before the copy."""
+        if device.type != "cuda":
+            return self._each(lambda tensor: tensor.to(device))
+        return self._each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
 
     def rows(self, start: int, stop: int) -> Batch:
         return self._each(lambda tensor: tensor[start:stop])

@@ -311,9 +311,7 @@ def joined(batches: Sequence[Batch], device: torch.device) -> Batch:
     if len({tuple(tensor.shape for tensor in each) for each in opened}) > 1:
         raise Apart("their batches differ in shape")
     together = [torch.stack(each) for each in zip(*opened, strict=True)]
-    if device.type == "cuda":
-        together = [each.pin_memory().to(device, non_blocking=True) for each in together]
-    return _opened(batches[0])[1](together)
+    return _opened(batches[0])[1](together).to(device)
 
 
 def _opened(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Batch]]:
