@@ -155,8 +155,8 @@ class ArchSpec:
         if swap.sublayer not in self.order:
             raise SpecError(["swap", "sublayer"], unknown("sublayer", swap.sublayer, dict.fromkeys(self.order)))
         if not any(swap.at(layer, self.depth) for layer in range(self.depth)):
-            where = f"every {swap.every}" if swap.every else f"{swap.layer}"
-            raise SpecError(["swap"], f"no layer of depth {self.depth} is meant by {where}")
+            where = f"every {swap.every}" if swap.every else f"layer {swap.layer}"
+            raise SpecError(["swap"], f"no layer is swapped: depth is {self.depth}, and {where} is meant")
 
     @property
     def decoder_order(self) -> str:

@@ -118,7 +118,7 @@ class _Planner(Resolver):
                 spec, cost, solved = self.matched(draft, spec, variant, size, axes, baseline[1])
                 draft.lay(solved, variant.origin)
             if spec.resources.parallel.ranks > 1:
-                self.spreadable(spec, draft)
+                self.spreadable(spec, draft, variant)
             differs = differences(baseline[0], asked)
             for budget in self.grid.budgets:
                 yield (

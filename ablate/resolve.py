@@ -100,14 +100,15 @@ class Resolver:
                 problem = f"optimizer {train.optimizer.name!r}: {error}"
                 raise draft.error(SpecError(("train", "optimizer"), problem)) from None
 
-    def spreadable(self, spec: TrialSpec, draft: Draft) -> None:
+    def spreadable(self, spec: TrialSpec, draft: Draft, variant: Variant | Designed) -> None:
         """Refuse a trial that cannot be trained by several processes."""
         from ablate.train.parallel.run import refuse  # torch.distributed takes a second to import
 
         try:
             refuse(spec, self.cache)
         except UserError as error:
-            raise draft.error(SpecError(("resources", "parallel"), str(error))) from None
+            problem = f"variant {variant.name!r}: {error}"
+            raise draft.error(SpecError(("resources", "parallel"), problem)) from None
 
     def task(self, data: DataSpec) -> Task:
         if data not in self._tasks:

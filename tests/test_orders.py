@@ -147,8 +147,8 @@ def test_swap_in_one_tower(tower: str, found: tuple[str, str]) -> None:
     [
         ({"by": "glu"}, "give either every or layer"),
         ({"by": "glu", "every": 2, "layer": 1}, "give either every or layer"),
-        ({"by": "glu", "every": 9}, "no layer of depth 4 is meant by every 9"),
-        ({"by": "glu", "layer": 4}, "no layer of depth 4 is meant by 4"),
+        ({"by": "glu", "every": 9}, "no layer is swapped: depth is 4, and every 9 is meant"),
+        ({"by": "glu", "layer": 4}, "no layer is swapped: depth is 4, and layer 4 is meant"),
         ({"by": "glu", "every": 0}, "must be at least 1"),
         ({"by": "glu", "every": 2, "sublayer": "x"}, "unknown sublayer 'x'"),
         ({"by": "glu", "every": 2, "tower": "left"}, "unknown tower 'left'"),

@@ -180,7 +180,8 @@ def test_it_is_said_when_it_is_planned(tmp_path: Path, write: Callable[..., Path
     third = "  third: {use: swiglu, resources.parallel.tensor: 3, resources.cpus: 6}\n"
     grid = write(GRID.replace("  whole:", f"{third}  whole:"))
     code, said = run_here("plan", grid, "--results", tmp_path / "results")
-    assert code == 2 and "grid.yaml" in said and "parallel.tensor 3 does not divide 2 heads" in said, said
+    assert code == 2 and "grid.yaml" in said and "variant 'third'" in said, said
+    assert "parallel.tensor 3 does not divide 2 heads" in said
 
 
 def test_replicas_of_experts(token_cache: Path) -> None:
