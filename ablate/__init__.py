@@ -27,7 +27,12 @@ EXPORTS = {
     "ClassHead": "ablate.contracts",
     "Model": "ablate.contracts",
     "Attention": "ablate.components.mixers.attention",
-    # to use the harness from Python
+    # to run a study from Python
+    "load": "ablate.study",
+    "open_study": "ablate.study",
+    "Study": "ablate.study",
+    "UserError": "ablate.errors",
+    # parts of the harness
     "ArchSpec": "ablate.spec",
     "DataSpec": "ablate.spec",
     "TrainSpec": "ablate.spec",
@@ -43,3 +48,8 @@ def __getattr__(name: str) -> Any:
     if name in EXPORTS:
         return getattr(importlib.import_module(EXPORTS[name]), name)
     raise AttributeError(f"module 'ablate' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What a notebook completes."""
+    return sorted({*globals(), *EXPORTS})

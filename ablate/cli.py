@@ -12,6 +12,7 @@ from typing import Any
 
 from ablate import commands, commands_keeping, commands_study
 from ablate.errors import UserError
+from ablate.run.options import EXECUTORS
 from analysis.errors import AnalysisError
 
 
@@ -109,9 +110,7 @@ def _study_commands(sub: Any) -> None:
 
 def _running(run: argparse.ArgumentParser) -> None:
     """Where and how far a study is run."""
-    run.add_argument(
-        "--executor", choices=("local", "ray"), default="local", help="where trials run (default: local)"
-    )
+    run.add_argument("--executor", choices=EXECUTORS, default="local", help="where trials run (default: local)")
     run.add_argument(
         "--workers",
         type=_count,

@@ -48,7 +48,7 @@ from ablate.spec import SECTIONS
 from ablate.stages import Stage, stages
 from ablate.tuning import Tune, tuning
 from ablate.variants import Variant, variants_of
-from ablate.yamlfile import Document, parse_scalar, parse_yaml, read_yaml
+from ablate.yamlfile import Document, document_of, parse_scalar, parse_yaml, read_yaml
 
 KEYS = (
     "study",
@@ -113,19 +113,20 @@ class Grid:
     smallest: float | Mapping[str, float] | None
     promote: Promote | None
     plugins: tuple[Path, ...]
+    overrides: tuple[str, ...]  # `path=value`, as they were laid over the file
 
     @property
     def folder(self) -> Path:
         return self.document.file.resolve().parent
 
 
-def load_grid(file: Path, overrides: Sequence[str] = (), text: str | None = None) -> Grid:
-    """Read and check a grid file. `overrides` are `path=value`, a path of the grid or of a trial's settings. `text`
-    is read instead of the file, where it was kept: what it names is still looked for beside the file.
+def load_grid(file: Path, overrides: Sequence[str] = (), instead: str | Mapping[str, Any] | None = None) -> Grid:
+    """Read and check a grid file. `overrides` are `path=value`, a path of the grid or of a trial's settings.
+    `instead` is read and not the file, as text or as a tree: what it names is still looked for beside the file.
 
     Raises `UserError` with the file, the line, the value and what would have been legal.
     """
-    document = read_yaml(file) if text is None else parse_yaml(text, file)
+    document = _document(file, instead)
     if not isinstance(document.value, Mapping):
         raise document.error((), "a grid is a mapping with the keys " + ", ".join(KEYS))
     for override in overrides:
@@ -159,7 +160,14 @@ def load_grid(file: Path, overrides: Sequence[str] = (), text: str | None = None
         hypothesis=expected,
         promote=promotion(document),
         plugins=plugins,
+        overrides=tuple(overrides),
     )
+
+
+def _document(file: Path, instead: str | Mapping[str, Any] | None) -> Document:
+    if instead is None:
+        return read_yaml(file)
+    return parse_yaml(instead, file) if isinstance(instead, str) else document_of(instead, file)
 
 
 def _override(document: Document, text: str) -> None:

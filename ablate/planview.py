@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +13,13 @@ from ablate.errors import plural
 from ablate.rows import Plan, Row
 from ablate.run.ledger import Ledger
 from ablate.run.trunks import saved_flops
+from ablate.views import View, html_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WIDE = 240  # of a file or a pipe, which has no width: nothing is cut off
+HEADINGS = ("variant", "size", "params", "vs base", "FLOP/token", "vs base", "tokens", "memory", "differs in")
 
 
 def plan_json(plan: Plan, ledger: Ledger) -> dict[str, Any]:
@@ -71,45 +80,78 @@ def memory_bytes(row: Row) -> float:
     return 16 * row.cost.params_total + row.cost.activation_bytes * batch
 
 
-def print_plan(plan: Plan, ledger: Ledger) -> None:
+def print_plan(plan: Plan, ledger: Ledger, console: Console | None = None) -> None:
     """The plan for a person."""
-    console = Console(highlight=False)
+    console = console or Console(highlight=False)
     if not console.is_terminal:
-        console.width = 240  # a file or a pipe has no width: nothing is cut off
+        console.width = WIDE
     done = _done(plan, ledger)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name, justify in (("variant", "left"), ("size", "left"), ("params", "right"), ("vs base", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for name in ("FLOP/token", "vs base", "tokens", "memory"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("differs in")
+    for name in HEADINGS[:-1]:
+        table.add_column(name, justify="left" if name in ("variant", "size") else "right", no_wrap=True)
+    table.add_column(HEADINGS[-1])
     for row in plan.rows:
-        differs = ", ".join(row.differs_in)
-        if row.solved:
-            differs += "  (" + ", ".join(f"{path} {value}" for path, value in row.solved.items()) + ")"
-        if row.confounded:
-            differs += "  [yellow]confounded[/]"
-        table.add_row(
-            row.variant,
-            row.cell,
-            f"{row.cost.params_total:,}",
-            f"{row.residuals['params']:+.2%}",
-            f"{row.cost.flops_forward:,.0f}",
-            f"{row.residuals['flops']:+.2%}",
-            f"{row.tokens:,}",
-            f"{memory_bytes(row) / 1e6:,.0f} MB",
-            differs,
-        )
+        *cells, differs = _cells(row)
+        table.add_row(*cells, differs + ("  [yellow]confounded[/]" if row.confounded else ""))
     console.print(table)
-    console.print(
-        f"{plural(len(plan.trials), 'trial')} over seeds {_seeds(plan)}, {len(done)} already done; match: "
-        f"{plan.grid.match} within {plan.grid.tolerance:.1%}; {plan.total_flops:.3g} training FLOPs in all",
-        soft_wrap=True,
+    for line in _remarks(plan, done):
+        console.print(line, soft_wrap=True)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    """What stands below each of `HEADINGS`."""
+    differs = ", ".join(row.differs_in)
+    if row.solved:
+        differs += "  (" + ", ".join(f"{path} {value}" for path, value in row.solved.items()) + ")"
+    return (
+        row.variant,
+        row.cell,
+        f"{row.cost.params_total:,}",
+        f"{row.residuals['params']:+.2%}",
+        f"{row.cost.flops_forward:,.0f}",
+        f"{row.residuals['flops']:+.2%}",
+        f"{row.tokens:,}",
+        f"{memory_bytes(row) / 1e6:,.0f} MB",
+        differs,
     )
+
+
+def _remarks(plan: Plan, done: set[str]) -> list[str]:
+    """What there is to say of the whole."""
+    lines = [
+        f"{plural(len(plan.trials), 'trial')} over seeds {_seeds(plan)}, {len(done)} already done; match: "
+        f"{plan.grid.match} within {plan.grid.tolerance:.1%}; {plan.total_flops:.3g} training FLOPs in all"
+    ]
     if saved := saved_flops(plan, done):
         left = sum(trial.row.flops for trial in plan.trials if trial.id not in done)
-        console.print(
+        lines.append(
             "trials that differ in length alone train their first steps once: "
-            f"{saved / left:.0%} of the FLOPs to come are not run",
-            soft_wrap=True,
+            f"{saved / left:.0%} of the FLOPs to come are not run"
         )
+    return lines
+
+
+def plan_view(plan: Plan, ledger: Ledger) -> View:
+    """The plan as `print_plan` has it, in a notebook as a table; its numbers are those of `plan_json`."""
+    rows = []
+    for row in plan.rows:
+        *cells, differs = _cells(row)
+        said = f"{differs}  confounded" if row.confounded else differs
+        rows.append([*cells, str(len(plan.trials_of(row))), said])
+    headings = [*HEADINGS[:-1], "trials", HEADINGS[-1]]
+    html = html_table(headings, rows, _remarks(plan, _done(plan, ledger)), left=("variant", "size", "differs in"))
+    with io.StringIO() as stream:
+        print_plan(plan, ledger, Console(file=stream, highlight=False, force_jupyter=False, force_terminal=False))
+        text = "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+    return View(text, html, partial(_frame, plan_json(plan, ledger)["variants"]), plan)
+
+
+def _frame(variants: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a variant at a size, axis setting and budget."""
+    import pandas as pd
+
+    rows = []
+    for each in variants:
+        residuals = {f"residual_{name}": value for name, value in each["residuals"].items()}
+        rows.append({key: value for key, value in each.items() if key != "residuals"} | residuals)
+    return pd.DataFrame(rows)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ Path_ = tuple[str, ...]
 
 @dataclass
 class Document:
-    """The value of a YAML file, and the line of every key and item in it."""
+    """The value of a YAML file, and the line of every key and item in it; no lines where it was no file."""
 
     file: Path
     text: str
@@ -38,16 +40,16 @@ class Document:
     overridden: set[Path_] = field(default_factory=set)  # given on the command line
 
     def error(self, path: Path_, problem: str) -> UserError:
-        """`file:line: dotted.path: problem`, at the nearest place that the file has."""
+        """`file:line: dotted.path: problem`, at the nearest place that the file has; `file: ...` without lines."""
         for depth in range(len(path), 0, -1):
             if path[:depth] in self.overridden:
                 return UserError(f"--set {'.'.join(path)}: {problem}")
         known = path
         while known and known not in self.lines:
             known = known[:-1]
-        line = self.lines.get(known, 1)
+        line = f":{self.lines.get(known, 1)}" if self.lines else ""
         where = ".".join(path)
-        return UserError(f"{self.file}:{line}: {where + ': ' if where else ''}{problem}")
+        return UserError(f"{self.file}{line}: {where + ': ' if where else ''}{problem}")
 
 
 def read_yaml(file: Path, loader: Any = yaml.SafeLoader) -> Document:
@@ -86,6 +88,27 @@ def parse_yaml(text: str, file: Path, loader: Any = yaml.SafeLoader) -> Document
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not YAML: {str(error).splitlines()[0]}") from None
     return document
+
+
+def document_of(tree: Any, file: Path) -> Document:
+    """A tree of Python's values as a file that is called `file` would have it; errors name no lines.
+
+    Mappings, lists and tuples, text, numbers and what numpy has of these. Raises `UserError` for anything else.
+    """
+    document = parse_yaml(yaml_of(tree, str(file)), file)
+    document.lines.clear()
+    return document
+
+
+def yaml_of(tree: Any, name: str, flow: bool = False) -> str:
+    """Text that reads as these values, in one line with `flow`. Raises `UserError` with `name` and the path."""
+    try:
+        plain = _plain(tree, (), name)
+    except RecursionError:
+        raise UserError(f"{name}: contains itself") from None
+    text: str = yaml.dump(plain, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=10**9,
+                          default_flow_style=flow)  # fmt: skip
+    return text.removesuffix("...\n").strip() if flow else text
 
 
 def parse_scalar(text: str) -> Any:
@@ -137,3 +160,41 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     if FLOAT.fullmatch(text):
         return float(text)
     return text
+
+
+class _Writer(yaml.SafeDumper):
+    """Puts text between quotes wherever it would be read as something else."""
+
+
+def _write_text(writer: _Writer, text: str) -> yaml.Node:
+    plain = SPECIAL.get(text, text) == text and not INT.fullmatch(text) and not FLOAT.fullmatch(text)
+    return writer.represent_scalar(f"{TAG}str", text, style=None if plain else '"')
+
+
+_Writer.add_representer(str, _write_text)
+
+
+def _plain(value: Any, path: Path_, name: str) -> Any:
+    """The same of Python's own types."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()  # of numpy, pandas and torch
+    if isinstance(value, Mapping):
+        return {_key(key, path, name): _plain(each, (*path, str(key)), name) for key, each in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [_plain(each, (*path, str(number)), name) for number, each in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    if value is None:
+        return None
+    where = f"{'.'.join(path)}: " if path else ""
+    raise UserError(f"{name}: {where}{value!r} is a {type(value).__name__}: only text, numbers, lists and mappings")
+
+
+def _key(key: Any, path: Path_, name: str) -> str:
+    if isinstance(key, str | int) and not isinstance(key, bool):
+        return str(key)
+    where = f"{'.'.join(path)}: " if path else ""
+    raise UserError(f"{name}: {where}a key must be text, and {key!r} is not")

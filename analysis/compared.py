@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,44 @@ from analysis.columns import CELL, cell_name
 from analysis.effects import benjamini_hochberg
 from analysis.promotion import largest
 from analysis.racing import Decision, RacePlan, pairs, standing
+from analysis.table import TableError, read_study, study_table
 from analysis.tables import SIGN, comparison_table, overall_table
+from analysis.tuning import compared_on, reported
 
 KEY = (*CELL, "variant")  # of a decision
 FIXED = ("boot_lo", "boot_hi", "sd", "noise_units", "p_tost", "p_tost_holm")  # of a number of pairs that is fixed
+
+
+class NothingToReport(TableError):
+    """None of the trials that a study reports on has been chosen."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A study as it was resolved (`facts`), every trial of it, those that are reported, and `compared` of them."""
+
+    facts: dict[str, Any]
+    every: pd.DataFrame
+    table: pd.DataFrame
+    cells: pd.DataFrame
+    overall: pd.DataFrame
+
+
+def study_compared(results: Path, study: str, baseline: str | None = None) -> Compared:
+    """From a results folder; with another variant as the baseline than the study's, where one is named.
+
+    Raises `TableError`, `NothingToReport`.
+    """
+    facts, every = read_study(results, study), study_table(results, study)
+    facts |= {"compared_on": compared_on(every, facts.get("tune"))}
+    facts |= {} if baseline is None else {"baseline": baseline}
+    table = reported(every, facts.get("tune"))
+    if not len(table):
+        ended = (every["status"] != "pending").sum()
+        raise NothingToReport(
+            f"study {study!r} has nothing to report yet: of its sweeps, {ended} of {len(every)} trials have ended"
+        )
+    return Compared(facts, every, table, *compared(table, facts))
 
 
 def compared(table: pd.DataFrame, facts: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -20,7 +20,7 @@ from ablate.run.environment import device_name
 from ablate.run.files import read_json, write_json
 from ablate.run.ledger import Ledger
 from ablate.run.measure import Figures, measure
-from ablate.run.process import server
+from ablate.run.process import server, start
 from ablate.spec import TrialSpec, digest
 from ablate.train.job import Job
 from ablate.train.memory import out_of_memory
@@ -76,7 +76,7 @@ def in_a_process(spec: TrialSpec, ledger: Ledger) -> Figures:
     context = server()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, job, spec), daemon=True)
-    process.start()
+    start(process)
     theirs.close()
     try:
         return dict(ours.recv())

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import select
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -19,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from types import ModuleType
 
 from ablate.run.worker import Event, serve
 from ablate.train.job import Job
@@ -32,6 +35,9 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
+
+
+_starting = threading.Lock()
 
 
 class Worker:
@@ -50,7 +56,7 @@ class Worker:
         context = server()
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_main, args=(theirs,), daemon=True)
-        self.process.start()
+        start(self.process)
         theirs.close()
 
     def send(self, job: Job) -> None:
@@ -134,6 +140,18 @@ def server() -> multiprocessing.context.ForkServerContext:
     with _without_interrupts(), _room_for_sockets():
         forkserver.ensure_running()
     return context
+
+
+def start(process: BaseProcess) -> None:
+    """Start a process of the server's, which does not import the program that starts it: a script that runs a study
+    outside of `if __name__ == "__main__"` would begin that study again there."""
+    with _starting:
+        program = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            process.start()
+        finally:
+            sys.modules["__main__"] = program
 
 
 @contextmanager

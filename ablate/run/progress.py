@@ -1,12 +1,13 @@
-"""What a person sees while trials run: a live display on a terminal, plain lines elsewhere."""
+"""What a person sees while trials run: a live display on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
@@ -18,6 +19,35 @@ from ablate.run.worker import Event
 
 SHOWN = 8  # running trials listed at once
 DRAWN_EVERY_S = 0.25  # drawing takes longer than an event
+
+
+class NotebookCell:
+    """What `rich.live.Live` is on a terminal, for the output of a notebook's cell; ipywidgets are not needed."""
+
+    def __init__(self, shown: RenderableType):
+        self._shown = shown
+        self._handle: Any = None
+
+    def __enter__(self) -> NotebookCell:
+        from IPython.display import display
+
+        self._handle = display(_page(self._shown), raw=True, display_id=True)
+        return self
+
+    def update(self, shown: RenderableType) -> None:
+        self._handle.update(_page(shown), raw=True)
+
+    def __exit__(self, *exc: Any) -> None:
+        self._handle.update({"text/plain": "", "text/html": ""}, raw=True)
+
+
+def _page(shown: RenderableType) -> dict[str, str]:
+    """Text as a notebook shows it."""
+    console = Console(file=io.StringIO(), record=True, width=100, force_jupyter=False, highlight=False)
+    console.print(shown)
+    text = console.export_text(clear=False)
+    code = '<pre style="white-space:pre;overflow-x:auto">{code}</pre>'
+    return {"text/plain": text, "text/html": console.export_html(inline_styles=True, code_format=code)}
 
 
 class ProgressView:
@@ -45,7 +75,7 @@ class ProgressView:
             expand=True,
         )
         self._task = self._bar.add_task("training", total=1.0, words="")
-        self._live: Live | None = None
+        self._live: Live | NotebookCell | None = None
         self._drawn = 0.0
 
     def add(self, trials: Mapping[str, PlannedTrial]) -> None:
@@ -57,6 +87,9 @@ class ProgressView:
     def __enter__(self) -> ProgressView:
         if self.console.is_terminal:
             self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=True)
+        elif Console().is_jupyter:  # whether or not `console` writes plain lines there
+            self._live = NotebookCell(self._render())
+        if self._live is not None:
             self._live.__enter__()
         return self
 

@@ -138,19 +138,25 @@ def mixed(study: dict[str, Any], ended: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def print_status(tree: dict[str, Any]) -> None:
+def status_lines(tree: dict[str, Any]) -> list[str]:
     """One line of counts, one of why there are no more where a planner says so, one of hours, then a line a trial."""
     counts = ", ".join(f"{tree[state]} {state}" for state in STATES if tree[state])
-    print(f"{tree['study']}: {plural(tree['total'], 'trial')}: {counts}")
-    if tree["enough"]:
-        print(tree["enough"])
+    lines = [f"{tree['study']}: {plural(tree['total'], 'trial')}: {counts}"]
+    lines += [tree["enough"]] if tree["enough"] else []
     if tree["paused"]:
-        print(f"paused: `ablate resume {tree['study']}` goes on")
-    print(hours_said(tree["hours"], tree["pending"] + tree["running"]))
-    for line in tree["environments"]:
-        print(f"not run alike: {line}")
+        lines.append(f"paused: `ablate resume {tree['study']}` goes on")
+    lines.append(hours_said(tree["hours"], tree["pending"] + tree["running"]))
+    lines += [f"not run alike: {line}" for line in tree["environments"]]
     for trial in tree["trials"]:
         tuned = [f"{path}={value:g}" for path, value in trial.get("tuned", {}).items()]
         cell = ", ".join(filter(None, (cell_name(trial), *tuned)))
         result = f"loss {trial['loss']:.4f}" if trial["loss"] is not None else trial["error"] or ""
-        print(f"  {trial['id']}  {trial['status']:<10}  {trial['variant']} ({cell}) seed {trial['seed']}  {result}")
+        lines.append(
+            f"  {trial['id']}  {trial['status']:<10}  {trial['variant']} ({cell}) seed {trial['seed']}  {result}"
+        )
+    return lines
+
+
+def print_status(tree: dict[str, Any]) -> None:
+    """For a person."""
+    print("\n".join(status_lines(tree)))

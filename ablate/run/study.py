@@ -50,6 +50,17 @@ class Outcome:
     enough: str = ""  # why the planner asked for no more, where it leaves trials out
     trimmed: bool = False  # by a budget
 
+    def __repr__(self) -> str:
+        return f"<{self.words}>"
+
+    @property
+    def words(self) -> str:
+        """`trained 4, reused 0: 4 finished`."""
+        states = ("finished", "diverged", "failed", "stopped")
+        counts = {state: sum(each == state for each in self.statuses.values()) for state in states}
+        words = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        return f"trained {len(self.trained)}, reused {len(self.reused)}: {words or 'nothing finished'}"
+
     @property
     def exit_code(self) -> int:
         if self.stopped:

@@ -32,16 +32,11 @@ def compared(baselines: list[dict[str, Any]]) -> str:
 
 def tell(outcome: Outcome, console: Console, uri: str) -> None:
     """The end of a run in words: counts, failures, what to do next."""
-    counts = {
-        status: sum(each == status for each in outcome.statuses.values())
-        for status in ("finished", "diverged", "failed", "stopped")
-    }
-    words = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    console.print(f"trained {len(outcome.trained)}, reused {len(outcome.reused)}: {words or 'nothing finished'}")
-    if counts["failed"]:
+    console.print(outcome.words)
+    if failed := [key for key, status in outcome.statuses.items() if status == "failed"]:
         console.print(
             f"[red]failed trials: `ablate why ID` shows the error; --retry-failed tries again[/] "
-            f"({', '.join(key for key, status in outcome.statuses.items() if status == 'failed')})",
+            f"({', '.join(failed)})",
             soft_wrap=True,
         )
     if outcome.enough and not outcome.stopped:

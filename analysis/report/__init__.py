@@ -1,5 +1,6 @@
 """Reports: one self-contained HTML file, the same as Markdown, and every table as CSV."""
 
-from analysis.report.build import NothingToReport, Report, write_report
+from analysis.compared import NothingToReport
+from analysis.report.build import Report, study_layouts, write_report
 
-__all__ = ["NothingToReport", "Report", "write_report"]
+__all__ = ["NothingToReport", "Report", "study_layouts", "write_report"]

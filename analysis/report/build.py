@@ -14,11 +14,11 @@ from markupsafe import Markup
 
 from analysis import plots
 from analysis.columns import CELL
-from analysis.compared import compared
+from analysis.compared import study_compared
 from analysis.curves import compute_curves
 from analysis.diagnostics import study_diagnostics
 from analysis.figure import svg
-from analysis.report.bundles import DOCUMENT, FOLDER, table_bundles
+from analysis.report.bundles import DOCUMENT, FOLDER, Bundles, table_bundles
 from analysis.report.capacity import Capacity, capacity_section
 from analysis.report.configurations import configurations
 from analysis.report.drift import mark
@@ -33,6 +33,7 @@ from analysis.report.words import (
     data_words,
     fit_rows,
     lower_bounds,
+    planned_rows,
     rule_lines,
     status_words,
     summary_lines,
@@ -42,10 +43,10 @@ from analysis.report.words import (
     verdict_rows,
 )
 from analysis.stability import training_rows
-from analysis.table import TableError, finished, read_study, study_curves, study_table
+from analysis.table import finished, study_curves
 from analysis.tables import metric_of, mixed_environments
 from analysis.transfer import downstream, pretrained, wide
-from analysis.tuning import TUNE, compared_on, reported
+from analysis.tuning import TUNE
 from analysis.variants import fit_variants
 
 QUIET = frozenset({"indistinguishable", "equivalent", "unknown", "inside our noise", "inside their noise"})  # in grey
@@ -54,15 +55,12 @@ MOST_DRAWN = 60  # rows of a figure of differences
 
 @dataclass(frozen=True)
 class Report:
-    """Where a report was written, and what it says in a few lines."""
+    """Where a report was written, what it says in a few lines, and its figures: of each a caption, and SVG."""
 
     html: Path
     markdown: Path
     summary: str
-
-
-class NothingToReport(TableError):
-    """None of the trials that a study reports on has been chosen."""
+    figures: dict[str, dict[str, Any]]
 
 
 def write_report(results: Path, study: str, folder: Path | None = None) -> Report:
@@ -72,24 +70,13 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
     that this one does not have are removed. Raises `TableError`, `NothingToReport`.
     """
     folder = Path(results) / "studies" / study / "report" if folder is None else folder
-    facts, every = read_study(results, study), study_table(results, study)
-    facts |= {"compared_on": compared_on(every, facts.get("tune"))}
-    table = reported(every, facts.get("tune"))
-    if not len(table):
-        ended = (every["status"] != "pending").sum()
-        raise NothingToReport(
-            f"study {study!r} has nothing to report yet: of its sweeps, {ended} of {len(every)} trials have ended"
-        )
+    read = study_compared(results, study)
+    facts, every, table, cells, overall = read.facts, read.every, read.table, read.cells, read.overall
     folder.mkdir(parents=True, exist_ok=True)
     tuning = _tuning(Path(results), facts, every)
-    cells, overall = compared(table, facts)
-    first = finished(table[table["stage"] == table["stage"].iloc[0]])
+    first = first_stage(table)
     curves, by_compute = study_curves(results, study), compute_curves(results, every)
-    scaling = (
-        scaling_section(first, by_compute, facts["baseline"], loss_of(first), facts.get("predict"))
-        if len(first)
-        else Scaling()
-    )
+    scaling = _scaling(first, by_compute, facts)
     fits = fit_variants(scaling.kept, y=loss_of(first)) if len(first) else pd.DataFrame(columns=["variant"])
     figures = _figures(table, first, cells, fits, curves, facts)
     validated = every[every["trial_id"].isin(table["trial_id"])]
@@ -121,7 +108,26 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
         + transfer_lines(*transfer)
         + scaling.prediction_lines
     )
-    return Report(folder / "report.html", folder / "report.md", "\n".join(lines))
+    return Report(folder / "report.html", folder / "report.md", "\n".join(lines), figures)
+
+
+def study_layouts(results: Path, study: str) -> Bundles:
+    """The tables to cite of a study's report, without the report. Raises `TableError`, `NothingToReport`."""
+    read = study_compared(results, study)
+    scaling = _scaling(first_stage(read.table), compute_curves(results, read.every), read.facts)
+    transfer = _transfer(read.facts, read.table)
+    return table_bundles(Path(results), read.facts, read.table, read.cells, transfer, scaling)
+
+
+def first_stage(table: pd.DataFrame) -> pd.DataFrame:
+    """The finished trials of the stage that laws are fitted to."""
+    return finished(table[table["stage"] == table["stage"].iloc[0]])
+
+
+def _scaling(first: pd.DataFrame, curves: pd.DataFrame, facts: dict[str, Any]) -> Scaling:
+    if not len(first):
+        return Scaling()
+    return scaling_section(first, curves, facts["baseline"], loss_of(first), facts.get("predict"))
 
 
 def _tuning(results: Path, facts: dict[str, Any], every: pd.DataFrame) -> Tuning:
@@ -189,9 +195,6 @@ def _content(
 ) -> dict[str, Any]:
     """Everything that the templates print, as text."""
     status, states = every["status"].value_counts().to_dict(), status_words(facts)
-    rows: dict[tuple[str, ...], dict[str, Any]] = {
-        (row.get("stage", ""), row["variant"], row["size"], row["axes"], row["budget"]): row for row in facts["rows"]
-    }
     verdicts, bounds, mixed = verdict_rows(overall), lower_bounds(table), mixed_environments(table)
     problems = [
         {"id": row.trial_id, "variant": row.variant, "status": row.status, "error": str(row.error)}
@@ -213,7 +216,7 @@ def _content(
         "counts": ", ".join(f"{n} {states[name]}" for name, n in sorted(status.items())),
         "n_trials": len(every),
         "seeds": sorted(table["seed"].unique().tolist()),
-        "cells": cell_rows(cells, rows, states),
+        "cells": cell_rows(cells, planned_rows(facts), states),
         "answers": _answers(verdicts, overall["stage"]),
         "verdicts": verdicts,
         "verdict_columns": verdict_columns(verdicts),

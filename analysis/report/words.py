@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,16 @@ def status_words(facts: dict[str, Any]) -> dict[str, str]:
     return names | {"pending": "not needed"} if facts.get("enough") else names
 
 
+def planned_rows(facts: dict[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """What was planned, by the labels of a row: stage, variant, size, axes, budget."""
+    names = ("variant", "size", "axes", "budget")
+    return {(row.get("stage", ""), *(row[name] for name in names)): row for row in facts["rows"]}
+
+
 def cell_rows(
     cells: pd.DataFrame, planned: dict[tuple[str, ...], dict[str, Any]], states: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """The comparison table, row by row; `states` are `status_words`."""
+    """The comparison table, row by row; `planned` are `planned_rows`, `states` are `status_words`."""
     rows = []
     for row in cells.to_dict("records"):
         plan = planned.get((row["stage"], row["variant"], row["size"], row["axes"], row["budget"]), {})
@@ -98,13 +105,13 @@ def verdict_columns(rows: list[dict[str, str]]) -> dict[str, tuple[str, str]]:
     return {key: said for key, said in VERDICT.items() if any(row[key] for row in rows)}
 
 
-def fit_rows(fits: pd.DataFrame) -> list[dict[str, str]]:
+def fit_rows(fits: pd.DataFrame, parameters: Sequence[str] = ("E", "A", "alpha")) -> list[dict[str, str]]:
     """The fitted laws, row by row."""
     rows = []
     for row in fits.to_dict("records"):
         name = f"{row['variant']} ({row['axes']})" if row.get("axes") else str(row["variant"])
         words = {"variant": name, "n": str(row["n"]), "points": str(row["points"]), "note": row["note"]}
-        for parameter in ("E", "A", "alpha"):
+        for parameter in parameters:
             value, lo, hi = (row.get(parameter + end, np.nan) for end in ("", "_lo", "_hi"))
             zero = 1e-3 * row["law"].lowest_ if parameter == "E" and row["law"] is not None else -np.inf
             words[parameter] = _estimate(value, lo, hi, zero)
