@@ -10,6 +10,10 @@ from difflib import get_close_matches
 class UserError(Exception):
     """Wrong input. The command line prints the message, without a traceback, and exits with 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it: the same message."""
+        return [f"ablate: {self}"]
+
 
 class SpecError(UserError):
     """A value that a specification cannot hold. `path` says where, as `("arch", "position", "base")`."""

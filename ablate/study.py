@@ -105,16 +105,14 @@ class Study:
         Trials that fail are told and counted; they raise nothing. An interrupt (Ctrl-C, the stop button) lets trials
         under way leave a checkpoint and then raises `KeyboardInterrupt`; `run()` again goes on from there.
         """
-        from rich.console import Console
-
         from ablate.run.driver import drive
+        from ablate.run.progress import console_here
         from ablate.run.stopping import INTERRUPTED
 
         begun = time.monotonic()
         grid, asked = self._asked()
-        console = Console(highlight=False, force_jupyter=False)  # lines are one output of a cell, not one each
         with _told():
-            outcome = drive(self.ledger, grid, asked.changed(options), console, begun)
+            outcome = drive(self.ledger, grid, asked.changed(options), console_here(), begun)
         if outcome.stopped == INTERRUPTED:
             raise KeyboardInterrupt(f"study {self.name!r}: run() again goes on where it stopped")
         return outcome

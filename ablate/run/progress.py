@@ -21,6 +21,18 @@ SHOWN = 8  # running trials listed at once
 DRAWN_EVERY_S = 0.25  # drawing takes longer than an event
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    return Console().is_jupyter
+
+
+def console_here() -> Console:
+    """For a run from Python: in a notebook its lines are one output of the cell, not one each, and move no cursor."""
+    if in_notebook():  # whose output claims to be a terminal
+        return Console(highlight=False, force_jupyter=False, force_terminal=False)
+    return Console(highlight=False)
+
+
 class NotebookCell:
     """What `rich.live.Live` is on a terminal, for the output of a notebook's cell; ipywidgets are not needed."""
 
@@ -87,7 +99,7 @@ class ProgressView:
     def __enter__(self) -> ProgressView:
         if self.console.is_terminal:
             self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=True)
-        elif Console().is_jupyter:  # whether or not `console` writes plain lines there
+        elif in_notebook():
             self._live = NotebookCell(self._render())
         if self._live is not None:
             self._live.__enter__()
