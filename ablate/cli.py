@@ -58,11 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that may not be written
-        from ablate.run.files import full_disk
+        from ablate.run.files import full_disk, not_allowed
 
-        hint = full_disk(error)
-        print(f"ablate: {error}{hint}", file=sys.stderr)
-        return 75 if hint else 2
+        full = full_disk(error)
+        print(f"ablate: {error}{full or not_allowed(error)}", file=sys.stderr)
+        return 75 if full else 2
+    except ModuleNotFoundError as error:
+        if error.name not in ("fcntl", "resource"):
+            raise
+        print(
+            f"ablate: this command needs Linux or macOS (the module {error.name}): on Windows use WSL",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def _stdout_is_closed() -> bool:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_NAMED = 60  # more names than this are for a command to list
+
 
 class UserError(Exception):
     """Wrong input. The command line prints the message, without a traceback, and exits with 2."""
@@ -28,11 +30,17 @@ class MaxLenError(UserError):
     """A sequence longer than the model was built for."""
 
 
-def unknown(what: str, word: object, names: Iterable[str]) -> str:
-    """`unknown position 'ropee'; did you mean 'rope'? known: alibi, learned, ...`"""
+def unknown(what: str, word: object, names: Iterable[str], listed: str = "") -> str:
+    """`unknown position 'ropee'; did you mean 'rope'? known: alibi, learned, ...`
+
+    Of very many names the nearest are told, and `listed`, a command that has them all.
+    """
     names = sorted(names)
     close = get_close_matches(str(word), names, n=1, cutoff=0.6)
     hint = f" did you mean {close[0]!r}?" if close else ""
+    if listed and len(names) > MOST_NAMED:
+        near = get_close_matches(str(word), names, n=6, cutoff=0.0)
+        return f"unknown {what} {word!r};{hint} near: {', '.join(near)}; `{listed}` has all {len(names)}"
     return f"unknown {what} {word!r};{hint} known: {', '.join(names)}"
 
 

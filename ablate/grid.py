@@ -50,6 +50,7 @@ from ablate.tuning import Tune, tuning
 from ablate.variants import Variant, variants_of
 from ablate.yamlfile import Document, document_of, parse_scalar, parse_yaml, read_yaml
 
+SMALLEST = "the smallest comparison is `variants: [baseline, rope]`"
 KEYS = (
     "study",
     "base",
@@ -128,7 +129,7 @@ def load_grid(file: Path, overrides: Sequence[str] = (), instead: str | Mapping[
     """
     document = _document(file, instead)
     if not isinstance(document.value, Mapping):
-        raise document.error((), "a grid is a mapping with the keys " + ", ".join(KEYS))
+        raise document.error((), f"a grid is a mapping with the keys {', '.join(KEYS)}; {SMALLEST}")
     for override in overrides:
         _override(document, override)
     tree = document.value

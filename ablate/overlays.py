@@ -68,7 +68,7 @@ def compose(name: str) -> list[Overlay]:
         if word == BASELINE:
             continue
         if word not in overlays():
-            raise UserError(unknown("variant", word, [BASELINE, *overlays()]))
+            raise UserError(unknown("variant", word, [BASELINE, *overlays()], "ablate list variant"))
         parts.append(overlays()[word])
     setters: dict[str, str] = {}
     for index, overlay in enumerate(parts):

@@ -116,7 +116,8 @@ def find(slots: str | tuple[str, ...], name: str) -> Entry:
         if entry := _entries().get((slot, name)):
             return entry
     names = [entry.name for slot in slots for entry in catalogue(slot)]
-    raise UserError(unknown(" or ".join(slots), name, names))
+    what = " or ".join(slots) if len(slots) < 4 else "component"
+    raise UserError(unknown(what, name, names, "ablate list"))
 
 
 def load(entry: Entry) -> type:

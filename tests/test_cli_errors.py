@@ -71,3 +71,29 @@ def test_the_driver_cannot_write(
     err = capsys.readouterr().err
     assert err.startswith("ablate: ") and os.strerror(number) in err and len(err.splitlines()) == 1
     assert ("free some space" in err) == (code == 75)
+    assert ("--results DIR" in err) == (number == errno.EACCES)
+
+
+ELSEWHERE = """\
+import sys
+sys.modules.update(fcntl=None, resource=None)  # as on Windows
+from ablate.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("command", "code"), [("list", 0), ("show gpt2", 0), ("plan g.yaml", 2), ("run g.yaml", 2)])
+def test_where_there_are_no_locks_of_files(command: str, code: int, tmp_path: Path) -> None:
+    """Commands that touch no results work; the others say where they do."""
+    (tmp_path / "g.yaml").write_text("variants: [baseline, rope]\n")
+    ended = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, *command.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == code, ended.stderr
+    if code:
+        assert ended.stderr.startswith("ablate: this command needs Linux or macOS") and "WSL" in ended.stderr

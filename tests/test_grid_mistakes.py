@@ -57,7 +57,7 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("two documents", STUDY, f"{STUDY}\n--- #!\nstudy: two", ("not YAML", "another document")),
     ("control character", STUDY, f"{STUDY}\nseeds: \x07 #!", ("not YAML", "U+0007")),
     ("not a mapping", GRID, "- a #!\n", ("a grid is a mapping with the keys study, base, variants",)),
-    ("empty file", GRID, "#!\n", ("a grid is a mapping with the keys study, base, variants",)),
+    ("empty file", GRID, "#!\n", ("a grid is a mapping with the keys study, base", "`variants: [baseline, rope]`")),
     ("duplicate key", DEPTH, f"{DEPTH}\n    depth: 2 #!", ("base.arch.depth", "given twice, first in line 6")),
     ("merge key", DEPTH, f"{DEPTH}\n    <<: {{bias: false}} #!", ("merge keys", "write the keys out")),
     ("alias in itself", DEPTH, "depth: &a [*a] #!", ("an alias contains itself",)),
@@ -70,7 +70,12 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("field without its section", "  arch:", "  lr: 1e-3 #!\n  arch:", ("unknown key 'lr'", "train.lr")),
     ("section is a number", GRID, "base:\n  arch: 3 #!\n", ("base.arch", "3 must be a mapping")),
     ("field", DEPTH, "dept: 1 #!", ("unknown key 'dept'", "did you mean 'depth'?", "n_heads")),
-    ("preset", "base:\n", "base:\n  preset: gtp2 #!\n", ("unknown variant 'gtp2'", "did you mean 'gpt2'?", "llama")),
+    (
+        "preset",
+        "base:\n",
+        "base:\n  preset: gtp2 #!\n",
+        ("unknown variant 'gtp2'", "did you mean 'gpt2'?", "near: gpt2"),
+    ),
     ("preset is a list", "base:\n", "base:\n  preset: [gpt2] #!\n", ("['gpt2'] must be the name of a preset",)),
     # components
     (
@@ -184,7 +189,12 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
         "variants: rope #!\n",
         ("must be a mapping or a list of names",),
     ),
-    ("variant", VARIANTS, "  a: {}\n  b: rop #!\n", ("unknown variant 'rop'", "did you mean 'rope'?", "swiglu")),
+    (
+        "variant",
+        VARIANTS,
+        "  a: {}\n  b: rop #!\n",
+        ("unknown variant 'rop'", "did you mean 'rope'?", "`ablate list variant`"),
+    ),
     ("variant in a list", VARIANTS, "- baseline\n- rop #!\n", ("unknown variant 'rop'", "'rope'?")),
     ("variant in a combination", VARIANTS, "- baseline\n- rmsnorm+rop #!\n", ("unknown variant 'rop'", "'rope'?")),
     ("twice in a list", VARIANTS, "- baseline\n- rope\n- rope #!\n", ("variant 'rope' is given twice",)),

@@ -446,7 +446,7 @@ def test_trials_are_found_by_the_beginning_of_their_id(ledger: Ledger) -> None:
 
 
 def test_an_unknown_study_is_named_with_those_that_there_are(ledger: Ledger) -> None:
-    with pytest.raises(UserError, match="no study 'tiny' in"):
+    with pytest.raises(UserError, match=r"no study 'tiny' in .*: `ablate run GRID` makes one"):
         ledger.study("tiny")
     folder = ledger.study_folder("tiny")
     folder.mkdir(parents=True)

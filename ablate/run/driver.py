@@ -113,7 +113,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--results {folder}: cannot be made: {error.strerror}") from None
+        raise UserError(f"--results {folder}: cannot be made: {error.strerror}; name another folder") from None
 
 
 def cpus() -> int:

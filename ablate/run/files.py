@@ -61,6 +61,13 @@ def full_disk(error: OSError) -> str:
     )
 
 
+def not_allowed(error: OSError) -> str:
+    """What to do about a place that may not be written; empty where the error is another one."""
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ""
+    return "; `--results DIR` names a folder for results that may be written"
+
+
 def own_folder(name: str) -> Path:
     """This user's folder of that name among the temporary files. Raises `PermissionError` where it is another's."""
     folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"

@@ -220,9 +220,8 @@ class Ledger:
         except FileNotFoundError:
             known = self.study_names()
             where = f"in {self.root}"
-            raise UserError(
-                f"{unknown('study', name, known)} {where}" if known else f"no study {name!r} {where}"
-            ) from None
+            none = f"no study {name!r} {where}: `ablate run GRID` makes one, `--results DIR` names another folder"
+            raise UserError(f"{unknown('study', name, known)} {where}" if known else none) from None
         except BadStudy as error:
             raise UserError(f"{error}; `ablate run` writes it anew") from None
 
