@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from installed import Installed
+
     from ablate.run.ledger import Ledger
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -60,6 +62,14 @@ def undisturbed_long(tmp_path_factory: pytest.TempPathFactory, token_cache: Path
     from runs import LONG, undisturbed
 
     return undisturbed(LONG, tmp_path_factory.mktemp("long"), token_cache)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel in an environment of its own. Only read."""
+    from installed import install
+
+    return install(tmp_path_factory.mktemp("installed"))
 
 
 @pytest.fixture
