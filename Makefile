@@ -1,12 +1,13 @@
 # make demo: install, run the quickstart on the embedded text, say where the report is
 # make test: install with the development extras, run all tests
+# make docs: build the documentation site into site/, strictly
 # make check: lint, types and contract checks, without the tests
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test docs check clean
 
 demo: $(VENV)/installed
 	$(BIN)/ablate run experiments/quickstart.yaml
@@ -20,8 +21,11 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/ablate check
 
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,4 +37,8 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) -e '.[dev,oracle,hub]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) -e '.[docs]'
 	@touch $@

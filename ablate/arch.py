@@ -60,9 +60,16 @@ class Swap:
 class ArchSpec:
     """An architecture: sizes, the pattern of sublayers, and one component for each slot.
 
-    `order` is a string over the letters of `sublayers`; it is one *layer*, repeated `depth` times. `d_head` is
-    d_model / n_heads and `d_ff` is 4 d_model unless given. The defaults are GPT-2's shape, with exact GELU
-    and an initialisation that suits any width (0.02, made for width 768 and more, cripples gates at width 48).
+    `d_model` is the width of the stream, `n_heads` the number of attention's heads. `d_head` is d_model / n_heads and
+    `d_ff` is 4 d_model unless given. `bias` says whether matrices have one. `order` is a string over the letters of
+    `sublayers`, or a rule that makes one (`ablate.orders`); it is one *layer*, repeated `depth` times. `swap` puts
+    another component in some of the layers. `model` names a whole model, in place of all slots.
+
+    `encoder` makes an encoder-decoder. `encoder_depth` and `encoder_order` are the decoder's, without
+    cross-attention, unless given. `share_embeddings` gives both sides one input embedding.
+
+    The defaults are GPT-2's shape, with exact GELU and an initialisation that suits any width (0.02, made for width
+    768 and more, cripples gates at width 48).
     """
 
     d_model: int = 128

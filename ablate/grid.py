@@ -1,25 +1,27 @@
 """grid.yaml -> Grid: what is compared, at which sizes and budgets, with how many seeds.
 
-study: name                     # the file's name unless given
-base: {preset: gpt2, arch: {}, data: {}, train: {}, resources: {}}
-variants: {name: {dotted.path: value}, name: rmsnorm+rope}      # or a list of names; the first is the baseline
-axes: {dotted.path: [values]}   # crossed
-sizes: {dotted.path: [values]}  # in parallel; or {name: {dotted.path: value}}; or a named ladder
-budgets: {tokens_per_param: [5, 20]}        # or tokens: or flops:
-match: params                   # params | flops | both | none
-tolerance: 0.01
-seeds: 3                        # or a list of seeds
-stages: {name: {from: name, seeds: 3, axes: {}, dotted.path: value}}   # one after the other: see `stages.py`
-rungs: {at: [0.3], keep: 0.5}   # of the seeds of a row, the best go on: see `rungs.py`
-predict: {flops: 1e18, within: 0.02}        # only what tells the loss there: see `prediction.py`
-tune: {train.lr: {low: 1e-3, high: 1e-2}}   # every variant alike: see `tuning.py`
+study: name                     # the name of its results; the file's unless given
+base: {preset: gpt2, arch: {}, data: {}, train: {}, resources: {}}  # what all trials share
+variants: {name: {dotted.path: value}, name: rmsnorm+rope}  # the rows of the comparison, or a list of registered
+                                # names; the first is the baseline
+axes: {dotted.path: [values]}   # crossed with everything
+sizes: {dotted.path: [values]}  # lists taken in parallel; or {name: {dotted.path: value}}; or a named ladder
+budgets: {tokens_per_param: [5, 20]}        # lengths of training, of one kind: per parameter of the baseline, tokens
+                                # in all, or training FLOPs
+match: params                   # what every variant has as much of as the baseline; its sizes are solved for it
+tolerance: 0.01                 # how far a matched variant may be off, as a fraction
+seeds: 3                        # a count, or a list
+stages: {name: {from: name, seeds: 3, axes: {}, dotted.path: value}}   # trained, and then further: see `stages.py`
+rungs: {at: [0.3], keep: 0.5}   # of the seeds of a row, the best go on after this share of training: see `rungs.py`
+predict: {flops: 1e18, within: 0.02}        # only what tells the loss there is trained: see `prediction.py`
+tune: {train.lr: {low: 1e-3, high: 1e-2}}   # a sweep for every variant alike: see `tuning.py`
 hypothesis: {variant: rope, expect: better, smallest: 0.01}     # said before it runs: see `hypothesis.py`
-design: {factors: {rope: rope, gate: swiglu}, kind: both}       # variants of factors: see `designs.py`
+design: {factors: {rope: rope, gate: swiglu}, kind: both}       # variants made of factors: see `designs.py`
 published: narang_table1        # a published table to be shown beside the study's: `analysis.published`
-race: {first: 3, most: 12}      # seeds where a verdict still needs them: see `races.py`
+race: {first: 3, most: 12}      # seeds are added where a verdict still needs them: see `races.py`
 smallest: 0.01                  # effect of interest, in the metric's units; by metric: {loss: 0.01, accuracy: 0.005}
 promote: {wanted: not worse, sure: 0.5}     # at the largest scale only what the smaller speak for: `promoting.py`
-plugins: [my_variants.py]
+plugins: [my_variants.py]       # Python files with components of one's own
 """
 
 from __future__ import annotations

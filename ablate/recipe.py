@@ -14,17 +14,26 @@ DIAGNOSTICS = ("activations", "attention", "gradients", "heads", "train_curve") 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """How a trial is trained. Lengths are in tokens; a step sees `batch_tokens` of them.
+    """How a trial is trained. Lengths are in tokens.
 
-    `epochs` stands for `tokens`: so many times the training split. `ema` evaluates and keeps an exponential moving
-    average of the weights, with this decay. `diagnostics` are looks inside the model that the record then has.
+    `tokens` is the length of training, and a step sees `batch_tokens` of them, in `accumulate` parts that are
+    computed one after the other. `epochs` stands for `tokens`: so many times the training split. `lr` is the
+    highest learning rate, which `schedule` varies over the steps. `weight_decay` is on matrices. `clip` bounds the
+    norm of the gradient. `dropout`, `label_smoothing` and `z_loss`, the weight of the squared log of the softmax's
+    normaliser, are 0 unless given. `ema` evaluates and keeps an exponential moving average of the weights, with
+    this decay. `precision` auto is bf16 where a trial gets a GPU and fp32 on a CPU.
 
-    Batches grow over the first share `batch_ramp` of the tokens from batch_tokens / `ramp_parts` to batch_tokens, the
-    tokens of the run unchanged: see `Ramp`. Over the first share `seq_warmup` of the tokens rows are cut, at
-    `seq_start` tokens at first; every step reads what it would have read: see `PacedBatches`.
+    The curve has `eval_points` evaluations on `eval_tokens` held-out tokens each, the end one on
+    `final_eval_tokens`. A trial has diverged where its loss is not finite or above `diverge_above` times its first.
+    `diagnostics` are looks inside the model that the record then has.
 
-    Fine-tuning: `layer_decay` xi gives a parameter the rate lr xi^(its distance from the head): see `distances`. The
-    `reinit_layers` top layers do not take their parent's weights. `decay_to: start` draws weights to where this
+    Batches grow over the first share `batch_ramp` of the tokens from batch_tokens / `ramp_parts` to batch_tokens,
+    in the form `ramp_shape`, the tokens of the run unchanged: see `Ramp`. Over the first share `seq_warmup` of the
+    tokens rows are cut, at `seq_start` tokens at first; every step reads what it would have read: see
+    `PacedBatches`.
+
+    Fine-tuning: `layer_decay` xi gives a parameter the rate lr xi^(its distance from the head): see `distances`.
+    The `reinit_layers` top layers do not take their parent's weights. `decay_to` start draws weights to where this
     training began. `mixout` p: see `Mixout`.
     """
 

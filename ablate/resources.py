@@ -91,13 +91,16 @@ def parallel_of(value: Any, path: tuple[str, ...]) -> Parallel:
 class Resources:
     """What a trial occupies while it runs. Not part of its identity.
 
-    `memory` is in bytes: what Ray sets aside on the trial's node. `custom` are further resources of a Ray cluster's
-    nodes, by the names that the nodes were started with.
+    `cpus` are cores of a CPU, `gpus` whole devices or a share of one: one where the driver sees a GPU, none
+    elsewhere, unless given. `hours` of wall time are the most that a trial may take, over all attempts until it
+    ends. `parallel` spreads one trial over several processes. `memory` is in bytes: what Ray sets aside on the
+    trial's node. `custom` are further resources of a Ray cluster's nodes, by the names that the nodes were started
+    with.
     """
 
     cpus: int = 1
-    gpus: float | None = None  # one where the driver sees a GPU, none elsewhere
-    hours: float | None = None  # of wall time at most, over all attempts until it ends
+    gpus: float | None = None
+    hours: float | None = None
     memory: int | None = field(default=None, metadata={"parse": bytes_of})
     custom: tuple[tuple[str, float], ...] = field(default=(), metadata={"parse": amounts_of})
     parallel: Parallel = field(default=Parallel(), metadata={"parse": parallel_of})

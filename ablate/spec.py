@@ -32,8 +32,9 @@ class DataSpec:
     """Which text, how it is cut into tokens, and which part is held out.
 
     One of `corpus` (data that the task knows by name), `path` (a file or folder, or a mapping of split to file) and
-    `hub` (a Hugging Face data set) says where the data are, the task's first corpus unless given; `column` names the
-    text where there are columns. A row is `seq_len` tokens long; an image counts as one token.
+    `hub` (a Hugging Face data set, with its `hub_config`) says where the data are, the task's first corpus unless
+    given; `column` names the text where there are columns. `valid` and `test` are the shares that are held out of
+    data that come without splits. A row is `seq_len` tokens long; an image counts as one token.
     Tables of the vocabulary have rows to the next multiple of `vocab_multiple`; those beyond it are never read.
     `content` is the fingerprint of the data, filled in when they are first looked at: identity rests on it, not on
     paths. `vocabulary`, filled in for a stage that begins from a trained model, names the tokens that made that

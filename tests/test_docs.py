@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 
 import fabricate
+import numpy as np
 import pytest
 from conftest import ROOT, Cli
 
@@ -22,6 +23,8 @@ from ablate.overlays import ladders, overlays
 from ablate.plan import make_plan
 from ablate.yamlfile import read_yaml
 from analysis.command import options_of
+from analysis.fit import ScalingLaw
+from analysis.forms_user import UserLaw, function_of
 from analysis.report import write_report
 from analysis.report.bundles import MADE
 
@@ -32,7 +35,7 @@ EXAMPLE = ROOT / "docs" / "examples" / "my_variants.py"
 COMMANDS: dict[str, argparse.ArgumentParser] = next(
     action.choices for action in parser()._actions if isinstance(action, argparse._SubParsersAction)
 )
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)[^\n`]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_IN_CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 
 
@@ -140,9 +143,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @every_page
 def test_files_that_are_named_exist(page: Path) -> None:
-    """Python files, and paths that begin at a folder of the repository; `<id>` and the like stand for anything."""
+    """Python files, and paths that begin at a folder of the repository; `<id>` and the like stand for anything. A
+    file that a page tells the reader to write is the title of a block."""
     text = page.read_text()
     files = [str(file.relative_to(ROOT)) for file in ROOT.rglob("*.py") if ".venv" not in file.parts]
+    files += re.findall(r'^```\w+ title="([^"]+)"$', text, re.MULTILINE)
     for name in re.findall(r"(?<!No `)(?<![\w/.*])[\w/]+\.py\b", text):
         assert any(f"/{file}".endswith(f"/{name}") for file in files), name
     for name in re.findall(r"(?:ablate|analysis|docs|tests|experiments|benchmarks)/[\w./*-]+", " ".join(spans(page))):
@@ -221,6 +226,29 @@ def test_the_component_of_the_readme_passes_its_checks(write, cli: Cli) -> None:
     assert made.returncode == 0, made.stderr
     (number,) = re.findall(r"# (\d+) contract checks", line)
     assert f"{number} passed" in made.stdout
+
+
+@pytest.mark.parametrize("name", ["layer_scale", "ahead"])
+def test_what_the_page_on_extending_adds_passes_its_checks(write, cli: Cli, name: str) -> None:
+    page = ROOT / "docs" / "extending.md"
+    write(plugin(page), "my_variants.py")
+    (line,) = [line for line in shell_lines(page) if line.startswith(f"ablate check {name}")]
+    made = cli(*shlex.split(line, comments=True)[1:])
+    assert made.returncode == 0, made.stderr
+    (number,) = re.findall(r"# (\d+) contract checks", line)
+    assert f"{number} passed" in made.stdout
+
+
+def test_the_laws_of_the_page_on_extending_are_fitted(tmp_path: Path) -> None:
+    (code,) = [code for code in blocks(ROOT / "docs" / "extending.md", "python") if "def saturating" in code]
+    (tmp_path / "my_laws.py").write_text(code)
+    tokens = np.geomspace(1e4, 1e8, 12)
+    for name, letter, loss in (
+        ("saturating", "d", 1.6 + 30 * (tokens + 2e4) ** -0.35),
+        ("logarithmic", "c", 7.0 - 0.2 * np.log(tokens)),
+    ):
+        law = ScalingLaw(UserLaw(function_of(f"{tmp_path / 'my_laws.py'}:{name}"))).fit({letter: tokens}, loss)
+        assert np.abs(law.residuals_).max() < 1e-3, name
 
 
 def test_the_page_of_components_has_all_slots_and_checks() -> None:
