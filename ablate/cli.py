@@ -301,6 +301,7 @@ def _grid(command: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="override a value of the grid, as train.lr=1e-3 or seeds=5",
     )
+    command.add_argument("--as", metavar="NAME", dest="as_profile", help="as one of the grid's profiles: study_NAME")
 
 
 def _results(command: argparse.ArgumentParser) -> None:

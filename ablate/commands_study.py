@@ -23,7 +23,7 @@ def run(options: Namespace) -> int:
     from ablate.run.options import RunOptions
 
     begun = time.monotonic()
-    grid = load_grid(options.grid, options.overrides)
+    grid = load_grid(options.grid, options.overrides, profile=options.as_profile)
     return _run(options, grid, RunOptions.of(vars(options)), begun)
 
 
@@ -73,7 +73,7 @@ def plan(options: Namespace) -> int:
             if getattr(options, name) not in (None, False):
                 raise UserError(f"--{name} is for hours, which come from measured steps: add --probe")
     ledger = Ledger(options.results)
-    made = make_plan(load_grid(options.grid, options.overrides), ledger.cache)
+    made = make_plan(load_grid(options.grid, options.overrides, profile=options.as_profile), ledger.cache)
     expected = _probed(options, made, ledger) if options.probe else None
     if options.json:
         print_json(plan_json(made, ledger) | ({} if expected is None else {"probe": expected}))

@@ -21,6 +21,7 @@ published: narang_table1        # a published table to be shown beside the study
 race: {first: 3, most: 12}      # seeds are added where a verdict still needs them: see `races.py`
 smallest: 0.01                  # effect of interest, in the metric's units; by metric: {loss: 0.01, accuracy: 0.005}
 promote: {wanted: not worse, sure: 0.5}     # at the largest scale only what the smaller speak for: `promoting.py`
+profiles: {one_gpu: {seeds: 5, train.lr: 1e-3}}   # laid over all of this by `--as one_gpu`: see `profiles.py`
 plugins: [my_variants.py]       # Python files with components of one's own
 """
 
@@ -43,6 +44,7 @@ from ablate.match import TARGETS
 from ablate.names import wrong_with
 from ablate.overlays import compose, ladders
 from ablate.prediction import Prediction, prediction
+from ablate.profiles import lay_profile, profiles
 from ablate.promoting import Promote, promotion
 from ablate.races import Race, race
 from ablate.rungs import Rungs, rungs
@@ -73,6 +75,7 @@ KEYS = (
     "race",
     "smallest",
     "promote",
+    "profiles",
     "plugins",
 )
 BUDGETS = ("tokens_per_param", "tokens", "flops")
@@ -116,33 +119,44 @@ class Grid:
     smallest: float | Mapping[str, float] | None
     promote: Promote | None
     plugins: tuple[Path, ...]
-    overrides: tuple[str, ...]  # `path=value`, as they were laid over the file
+    profiles: tuple[str, ...]
+    profile: str | None  # the one that was laid over the file
+    overrides: tuple[str, ...]  # `path=value`, as they were laid over both
 
     @property
     def folder(self) -> Path:
         return self.document.file.resolve().parent
 
 
-def load_grid(file: Path, overrides: Sequence[str] = (), instead: str | Mapping[str, Any] | None = None) -> Grid:
-    """Read and check a grid file. `overrides` are `path=value`, a path of the grid or of a trial's settings.
-    `instead` is read and not the file, as text or as a tree: what it names is still looked for beside the file.
+def load_grid(
+    file: Path,
+    overrides: Sequence[str] = (),
+    instead: str | Mapping[str, Any] | None = None,
+    profile: str | None = None,
+) -> Grid:
+    """Read and check a grid file. `overrides` are `path=value`, a path of the grid or of a trial's settings, laid
+    over those of `profile`, one of the grid's. `instead` is read and not the file, as text or as a tree: what it
+    names is still looked for beside the file.
 
     Raises `UserError` with the file, the line, the value and what would have been legal.
     """
     document = _document(file, instead)
     if not isinstance(document.value, Mapping):
         raise document.error((), f"a grid is a mapping with the keys {', '.join(KEYS)}; {SMALLEST}")
-    for override in overrides:
-        _override(document, override)
     tree = document.value
     for key in tree:
         if key not in KEYS:
             raise document.error((key,), unknown("key", key, KEYS))
+    named = tuple(profiles(document))
+    if profile is not None:
+        lay_profile(document, profile)
+    for override in overrides:
+        _override(document, override)
     plugins = _plugins(document)  # first: what follows may name their components
     variants = designed(document) or variants_of(document)
     expected = hypothesis(document, [variant.name for variant in variants])
     return Grid(
-        name=_name(document),
+        name=_name(document, profile),
         document=document,
         question=_header(document.text),
         base=_base(document),
@@ -163,6 +177,8 @@ def load_grid(file: Path, overrides: Sequence[str] = (), instead: str | Mapping[
         hypothesis=expected,
         promote=promotion(document),
         plugins=plugins,
+        profiles=named,
+        profile=profile,
         overrides=tuple(overrides),
     )
 
@@ -182,10 +198,13 @@ def _override(document: Document, text: str) -> None:
         keys = keys[1:]
     if keys == ["preset"] or (keys and keys[0] in SECTIONS):
         place: tuple[str, ...] = ("base", ".".join(keys))
-    elif keys and keys[0] in KEYS:
+    elif keys and keys[0] in KEYS and keys[0] != "profiles":
         place = (keys[0], ".".join(keys[1:])) if len(keys) > 1 else (keys[0],)
     else:
-        known = (keys and sections_with(keys[0])) or (*SECTIONS, *(key for key in KEYS if key != "base"))
+        known = (keys and sections_with(keys[0])) or (
+            *SECTIONS,
+            *(key for key in KEYS if key not in ("base", "profiles")),
+        )
         raise UserError(f"--set {path}: {unknown('path', path, known)}")
     tree = document.value
     if len(place) == 2:
@@ -201,8 +220,10 @@ def _override(document: Document, text: str) -> None:
     document.overridden.add(place)
 
 
-def _name(document: Document) -> str:
+def _name(document: Document, profile: str | None) -> str:
     name = document.value.get("study", document.file.stem)
+    if isinstance(name, str) and profile:
+        name = f"{name}_{profile}"
     if wrong := wrong_with(name):
         raise document.error(("study",), f"{str(name)[:150]!r} {wrong}")
     return str(name)

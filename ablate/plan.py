@@ -242,11 +242,12 @@ class _Planner(Resolver):
             return spec
         if budget.kind == "flops" and not cost.flops_train:
             raise budget.origin.error("flops: there are none in a model fitted by counting: give a budget of tokens")
-        tokens = {
-            "tokens": budget.value,
-            "tokens_per_param": budget.value * baseline.params_total,
-            "flops": budget.value / cost.flops_train,
-        }[budget.kind]
+        if budget.kind == "tokens":
+            tokens = budget.value
+        elif budget.kind == "tokens_per_param":
+            tokens = budget.value * baseline.params_total
+        else:
+            tokens = budget.value / cost.flops_train
         train: TrainSpec = spec.train
         steps = round(tokens / train.batch_tokens)
         if steps < 1:

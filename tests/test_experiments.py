@@ -71,4 +71,29 @@ def test_its_variants_are_matched_and_repeated(file: Path, token_cache: Path) ->
         for target in TARGETS[plan.grid.match]:
             assert abs(row.residuals[target]) <= plan.grid.tolerance, (row.variant, row.size)
         assert (row.variant == plan.baseline) == (not row.differs_in)
-        assert plan.grid.published or not row.confounded, (row.variant, row.differs_in)  # a paper's row is one change
+        # one change of the paper's, or it says why
+        together = plan.grid.published or "\nTogether: " in plan.grid.question
+        assert together or not row.confounded, (row.variant, row.differs_in)
+
+
+@lru_cache
+def profiled(file: Path, profile: str, cache: Path) -> Plan:
+    return make_plan(load_grid(file, profile=profile), cache)
+
+
+@every_grid
+def test_its_profiles_are_the_same_study_at_a_larger_scale(file: Path, token_cache: Path) -> None:
+    grid = load_grid(file)
+    if not grid.profiles:
+        pytest.skip(f"{file.name} has no profiles")
+    assert grid.profiles == ("one_gpu", "eight_gpus")
+    small = planned(file, token_cache)
+    said = re.search(r"^Profiles: one_gpu ([\d,]+) trials\b.*, eight_gpus ([\d,]+)\b", grid.question, re.MULTILINE)
+    assert said is not None
+    flops = small.total_flops
+    for profile, trials in zip(grid.profiles, said.groups(), strict=True):
+        plan = profiled(file, profile, token_cache)
+        assert int(trials.replace(",", "")) == len(plan.trials)
+        assert [each.name for each in plan.grid.variants] == [each.name for each in small.grid.variants]
+        assert plan.total_flops > flops
+        flops = plan.total_flops

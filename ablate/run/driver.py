@@ -67,7 +67,8 @@ def drive(ledger: Ledger, grid: Grid, options: RunOptions, console: Console, beg
 
 def _keep(ledger: Ledger, grid: Grid, options: RunOptions) -> None:
     """Write down where the grid came from and what was asked for: see `kept`."""
-    tree = {"grid": str(grid.document.file.resolve()), "overrides": list(grid.overrides), **options.kept()}
+    tree = {"grid": str(grid.document.file.resolve()), "as_profile": grid.profile, **options.kept()}
+    tree["overrides"] = list(grid.overrides)
     tree["tracking_uri"] = options.tracking_uri and shown(options.tracking_uri)  # no password is written down
     write_json(ledger.study_folder(grid.name) / "command.json", tree)
 
@@ -80,7 +81,8 @@ def kept(ledger: Ledger, study: str) -> tuple[Grid, RunOptions]:
     if tree is None:
         raise UserError(f"study {study!r} has not kept its command: use `ablate run` with its grid")
     text = (folder / "grid.yaml").read_text(encoding="utf-8")
-    return load_grid(Path(tree["grid"]), tree["overrides"], text), RunOptions.of(tree)
+    grid = load_grid(Path(tree["grid"]), tree["overrides"], text, tree["as_profile"])
+    return grid, RunOptions.of(tree)
 
 
 def report(ledger: Ledger, study: str, console: Console, uri: str) -> Any:
