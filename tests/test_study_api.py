@@ -168,6 +168,7 @@ def test_options_are_those_of_the_command() -> None:
         ({"executor": "slurm"}, "unknown executor 'slurm'; known: local, ray"),
         ({"max_hours": 0}, "max_hours 0 must be a number of hours above 0"),
         ({"budget": "much"}, "much"),
+        ({"budget": 8}, "budget 8 must be text"),
         ({"address": "auto"}, "--address names a Ray cluster"),
     ],
 )

@@ -44,6 +44,9 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise UserError(f"{name} {value!r} must be a whole number from 0")
+        for name in ("address", "store", "tracking_uri", "budget"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise UserError(f"{name} {value!r} must be text")
         if not (_number(self.checkpoint_every) and self.checkpoint_every >= 0):
             raise UserError(f"checkpoint_every {self.checkpoint_every!r} must be a number of seconds from 0")
         if self.max_hours is not None and not (_number(self.max_hours) and 0 < self.max_hours < math.inf):
