@@ -63,8 +63,8 @@ def page() -> str:
     """The page, as Markdown."""
     parts = [
         "# The grid",
-        "Every key of a `grid.yaml`, read from the code that parses it. "
-        "A dotted path such as `train.lr` is a key of one of the [sections](#base) below; `--set train.lr=1e-3` takes "
+        "Every key of a `grid.yaml`, read from the code that parses it. A dotted path such as `train.lr` is a key of "
+        "one of the [sections](#base) below; `--set train.lr=1e-3` takes "
         "the same paths. A mistake is answered with its file, its line and what would have been legal.",
         "## Keys",
         table(("key", "for example", "meaning"), map(_key_row, grid.KEYS)),
