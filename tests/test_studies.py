@@ -33,6 +33,9 @@ def overall(study: str) -> pd.DataFrame:
 SAID = [
     ("compute_race", "d8", "flops=1.6e+10", 0.130, 0.111, 0.149, "worse"),
     ("compute_race", "d8", "flops=1e+09", -0.175, -0.603, 0.253, "indistinguishable"),
+    ("width_depth", "depth_1", None, 0.013, -0.063, 0.089, "indistinguishable"),
+    ("width_depth", "depth_8", None, 0.101, 0.056, 0.145, "worse"),
+    ("width_depth", "depth_16", None, 0.250, 0.207, 0.293, "worse"),
     ("cosine", "made_for_5_times", "tokens=20480", -0.225, -0.272, -0.178, "better"),
     ("cosine", "made_for_5_times", "tokens=184320", -0.018, -0.036, 0.000, "indistinguishable"),
 ]
