@@ -52,10 +52,10 @@ LEGAL = {
     "sizes": tuple(ladders()),
 }
 SECTION_TITLES = {
-    "arch": "architecture: sizes, the pattern of sublayers, one component for each slot",
-    "data": "what is read",
-    "train": "how a trial is trained",
-    "resources": "what a trial occupies",
+    "arch": "The architecture: sizes, the pattern of sublayers, one component for each slot",
+    "data": "What is read",
+    "train": "How a trial is trained",
+    "resources": "What a trial occupies",
 }
 
 
@@ -63,16 +63,16 @@ def page() -> str:
     """The page, as Markdown."""
     parts = [
         "# The grid",
-        "Every key of a `grid.yaml`, read from the code that parses it. A dotted path such as `train.lr` is a key of "
-        "one of the [sections](#base) below; `--set train.lr=1e-3` takes "
-        "the same paths. A mistake is answered with its file, its line and what would have been legal.",
+        "Every key of a `grid.yaml`, read from the code that parses it. "
+        "A dotted path such as `train.lr` is a key of one of the [sections](#base) below; `--set train.lr=1e-3` "
+        "takes the same paths. A mistake is answered with its file, its line and what would have been legal.",
         "## Keys",
         table(("key", "for example", "meaning"), map(_key_row, grid.KEYS)),
         "## base",
         "What all trials share: `preset`, an [architecture to start from](catalogue/variants.md), and sections.",
     ]
     for name, cls in SECTIONS.items():
-        parts += [f"### {name}", f"The {SECTION_TITLES[name]}.", _fields_table(name, cls)]
+        parts += [f"### {name}", f"{SECTION_TITLES[name]}.", _fields_table(name, cls)]
     extra = {"arch.swap": arch.Swap, "resources.parallel": resources.Parallel}
     for name, cls in extra.items():
         parts += [f"### {name}", prose(inspect.getdoc(cls) or ""), _fields_table(name, cls)]
