@@ -2,12 +2,13 @@
 # make test: install with the development extras, run all tests
 # make docs: build the documentation site into site/, strictly
 # make check: lint, types and contract checks, without the tests
+# make release: the source archive and the wheel in dist/, of a checkout without changes, once they are tested
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test docs check clean
+.PHONY: demo test docs check release clean
 
 demo: $(VENV)/installed
 	$(BIN)/ablate run experiments/quickstart.yaml
@@ -23,6 +24,13 @@ check: $(VENV)/installed-dev
 
 docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict
+
+release: check
+	@test -z "$$(git status --porcelain)" || { echo "make release: commit or remove what git status shows"; exit 1; }
+	$(BIN)/python -m pytest tests/test_release.py tests/test_transcripts.py
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	@echo "not uploaded: $$(ls dist/*)"
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ import argparse
 import doctest
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from conftest import ROOT, Cli
 
 from ablate import check, registry
 from ablate.cli import parser
-from ablate.errors import UserError
 from ablate.grid import BUDGETS, KEYS, load_grid
 from ablate.match import TARGETS
 from ablate.overlays import ladders, overlays
@@ -27,14 +27,16 @@ from analysis.fit import ScalingLaw
 from analysis.forms_user import UserLaw, function_of
 from analysis.report import write_report
 from analysis.report.bundles import MADE
+from analysis.report.words import SIGNS
 
-README = ROOT / "README.md"
+README, COMMAND_PAGE = ROOT / "README.md", ROOT / "docs" / "commands.md"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md", "benchmarks/README.md")]
 PAGES = sorted({page for page in (*PAGES, *(ROOT / "docs").rglob("*.md")) if page.exists()})
 EXAMPLE = ROOT / "docs" / "examples" / "my_variants.py"
 COMMANDS: dict[str, argparse.ArgumentParser] = next(
     action.choices for action in parser()._actions if isinstance(action, argparse._SubParsersAction)
 )
+IMAGES = ROOT / "docs" / "images"
 FENCE = re.compile(r"^```(\w*)[^\n`]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_IN_CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 
@@ -101,7 +103,7 @@ def test_other_commands_exist(page: Path) -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for line in (*shell_lines(page), *(span for span in spans(page) if span.startswith(("make ", "python ")))):
         words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
-        assert words[0] in ("ablate", "make", "pip", "python", "git", "cd"), line
+        assert words[0] in ("ablate", "make", "pip", "uv", "python", "git", "cd", "sed", "source"), line
         if words[0] == "make":
             assert set(words[1:]) <= targets, line
         if words[:2] == ["python", "-m"]:
@@ -112,18 +114,19 @@ def test_other_commands_exist(page: Path) -> None:
             assert (ROOT / words[1]).is_file(), line
 
 
-def test_the_readme_names_every_command() -> None:
-    assert {words[0] for words in commands(README) if words} == set(COMMANDS)
+def test_the_page_of_commands_names_every_command() -> None:
+    assert {words[0] for words in commands(COMMAND_PAGE) if words} == set(COMMANDS)
 
 
-def test_options_that_the_readme_names_exist() -> None:
+@pytest.mark.parametrize("page", [README, COMMAND_PAGE], ids=name_of)
+def test_options_that_are_named_exist(page: Path) -> None:
     known = {option for command in COMMANDS.values() for option in command._option_string_actions}
-    named = {span.split()[0].split("=")[0] for span in spans(README) if span.startswith("--")}
+    named = {span.split()[0].split("=")[0] for span in spans(page) if span.startswith("--")}
     assert named and named <= known
 
 
-def test_the_readme_has_the_exit_codes_of_the_help() -> None:
-    (said,) = re.findall(r"Exit codes: [^.]+\.", re.sub(r"\s+", " ", README.read_text()))
+def test_the_page_of_commands_has_the_exit_codes_of_the_help() -> None:
+    (said,) = re.findall(r"Exit codes: [^.]+\.", re.sub(r"\s+", " ", COMMAND_PAGE.read_text()))
     assert said in re.sub(r"\s+", " ", parser().epilog)
 
 
@@ -191,25 +194,24 @@ def test_grids_plan(page: Path, text: str, write, cli: Cli, tmp_path: Path, toke
     assert json.loads(made.stdout)["trials"] > 0
 
 
-def test_the_readme_shows_the_quickstart_as_it_is() -> None:
-    (shown,) = [text for text in blocks(README, "yaml") if "study: quickstart" in text]
-    assert (ROOT / "experiments" / "quickstart.yaml").read_text().endswith(shown)
-
-
-def test_the_readme_shows_a_mistake_as_it_is_answered(write, token_cache: Path) -> None:
-    """The message in the README is that of its own grid with one letter too many; what is known may grow."""
-    (shown,) = re.findall(r"^ablate: grid\.yaml:.*$", README.read_text(), re.MULTILINE)
-    (quickstart,) = [text for text in blocks(README, "yaml") if "study: quickstart" in text]
-    grid = write(quickstart.replace("arch.position: rope", "arch.position: ropee"))
-    with pytest.raises(UserError) as error:
-        make_plan(load_grid(grid), token_cache)
-    said, known = f"ablate: {error.value}".replace(f"{grid.parent}/", "").split(" known: ")
-    assert said == shown.split(" known: ")[0]
-    assert set(shown.split(" known: ")[1].split(", ")) <= set(known.split(", "))
+def test_the_table_of_the_readme_is_that_of_its_study() -> None:
+    """Its rows are in the order of the figure, its first and last are the ends; the figure is of the same records."""
+    drawn = runpy.run_path(str(IMAGES / "draw.py"))
+    found = drawn["differences"]()
+    rows = [
+        f"| `{row.variant}` | {row.diff:+.3f} | {row.lo:+.3f} to {row.hi:+.3f} | {SIGNS[row.verdict]} |"
+        for row in found.itertuples()
+    ]
+    shown = re.findall(r"^\| `\w+` \| [-+]\d.*$", README.read_text(), re.MULTILINE)
+    assert len(shown) == 6 and shown == [row for row in rows if row in shown]
+    assert (shown[0], shown[-1]) == (rows[0], rows[-1])
+    picture = (IMAGES / f"{drawn['STUDY']}.svg").read_text()
+    assert re.findall(r">(\w+)\s+\(d64\)<", picture) == list(found["variant"])[::-1]
 
 
 def test_the_readme_names_what_a_grid_may_hold() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", README.read_text(), re.MULTILINE)
+    section = README.read_text().split("\n## The grid\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE)
     named = {key: set(re.findall(r"`([^`]+)`", text)) for key, text in rows}
     assert set(KEYS) == named.keys() | (named["match"] & {"tolerance"})
     assert set(TARGETS) <= named["match"] and set(BUDGETS) <= named["budgets"]
