@@ -35,7 +35,7 @@ def unknown(what: str, word: object, names: Iterable[str], listed: str = "") -> 
 
     Of very many names the nearest are told, and `listed`, a command that has them all.
     """
-    names = sorted(names)
+    names = sorted(set(names))
     close = get_close_matches(str(word), names, n=1, cutoff=0.6)
     hint = f" did you mean {close[0]!r}?" if close else ""
     if listed and len(names) > MOST_NAMED:
