@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OUTSIDE = {  # files of the repository that are pages of the site
     "README.md": "overview.md",
     "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "experiments/LOG.md": "log.md",
     "results/README.md": "results.md",
     "benchmarks/README.md": "performance.md",
     "benchmarks/precision.md": "benchmarks/precision.md",
