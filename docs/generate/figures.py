@@ -36,8 +36,8 @@ def records(name: str) -> pd.DataFrame:
 
 
 def modifications() -> pd.DataFrame:
-    """The rows of `experiments/modifications_transfer.yaml` at d64 against its baseline, the best first, as its report
-    has them: Holm's correction is over both sizes."""
+    """The rows of `experiments/modifications_transfer.yaml` at d64 against its baseline, the best first, as its
+    report has them: Holm's correction is over both sizes."""
     table = validated(records("modifications_transfer"), "modifications_transfer")
     found = comparison_table(reported(table, {"train.lr": 1}), "vanilla")
     found = found[(found["size"] == "d64") & found["diff"].notna()]
