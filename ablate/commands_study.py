@@ -8,7 +8,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from ablate.commands import print_json
-from ablate.errors import UserError
+from ablate.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from ablate.grid import Grid
@@ -159,11 +159,14 @@ def power(options: Namespace) -> int:
 
 def verify(options: Namespace) -> int:
     """Recompute every number of a report from the ledger."""
+    from ablate.run.ledger import Ledger
     from analysis.errors import AnalysisError
     from analysis.report.verify import verify as differences
 
-    report = options.report
+    report, names = options.report, Ledger(options.results).study_names()
     if not report.exists():
+        if names and len(report.parts) == 1 and str(report) not in names:
+            raise UserError(unknown("report or study", str(report), names))
         report = options.results / "studies" / str(options.report) / "report"
     try:
         found = differences(report)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from analysis.typed import did_you_mean
+
 MOST_NAMED = 60  # more names than this are for a command to list
 
 
@@ -15,6 +17,15 @@ class UserError(Exception):
     def _render_traceback_(self) -> list[str]:
         """What IPython shows of it: the same message."""
         return [f"ablate: {self}"]
+
+
+class PlaceError(UserError):
+    """Wrong input at a place of a file: `path`, as `("variants", "rope")`, and `problem` without the place."""
+
+    def __init__(self, message: str, path: Iterable[str], problem: str):
+        self.path = tuple(path)
+        self.problem = problem
+        super().__init__(message)
 
 
 class SpecError(UserError):
@@ -36,8 +47,7 @@ def unknown(what: str, word: object, names: Iterable[str], listed: str = "") -> 
     Of very many names the nearest are told, and `listed`, a command that has them all.
     """
     names = sorted(set(names))
-    close = get_close_matches(str(word), names, n=1, cutoff=0.6)
-    hint = f" did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(word, names)
     if listed and len(names) > MOST_NAMED:
         near = get_close_matches(str(word), names, n=6, cutoff=0.0)
         return f"unknown {what} {word!r};{hint} near: {', '.join(near)}; `{listed}` has all {len(names)}"

@@ -23,6 +23,7 @@ from ablate.choices import block
 from ablate.errors import unknown
 from ablate.yamlfile import Document
 from analysis.columns import cell_name
+from analysis.typed import did_you_mean
 
 KEYS = ("claim", "variant", "expect", "metric", "smallest", "stopping")
 EXPECTATIONS = ("better", "worse", "equivalent")
@@ -36,8 +37,10 @@ def hypothesis(document: Document, variants: Sequence[str]) -> dict[str, Any] | 
     found = {"claim": "", "expect": "better", "metric": "loss", "smallest": 0.0, "stopping": "", **tree}
     others = variants[1:]
     if found.get("variant") not in others:
+        given = found.get("variant")
         known = f"variants: {', '.join(others)}" if others else "there is no variant beside the baseline"
-        raise document.error(("hypothesis", "variant"), f"{found.get('variant')!r} is none to compare; {known}")
+        problem = f"{given!r} is none to compare;{did_you_mean(given, others)} {known}"
+        raise document.error(("hypothesis", "variant"), problem)
     if found["expect"] not in EXPECTATIONS:
         raise document.error(("hypothesis", "expect"), unknown("expectation", found["expect"], EXPECTATIONS))
     smallest = found["smallest"]

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from ablate.errors import UserError
+from ablate.errors import PlaceError, UserError
+from analysis.typed import did_you_mean
 
 DIGITS = r"[0-9]+(?:_[0-9]+)*"
 INT = re.compile(rf"[-+]?{DIGITS}|0x[0-9a-fA-F]+|0o[0-7]+")
@@ -39,17 +40,17 @@ class Document:
     lines: dict[Path_, int] = field(default_factory=dict)
     overridden: set[Path_] = field(default_factory=set)  # given on the command line
 
-    def error(self, path: Path_, problem: str) -> UserError:
+    def error(self, path: Path_, problem: str) -> PlaceError:
         """`file:line: dotted.path: problem`, at the nearest place that the file has; `file: ...` without lines."""
         for depth in range(len(path), 0, -1):
             if path[:depth] in self.overridden:
-                return UserError(f"--set {'.'.join(path)}: {problem}")
+                return PlaceError(f"--set {'.'.join(path)}: {problem}", path, problem)
         known = path
         while known and known not in self.lines:
             known = known[:-1]
         line = f":{self.lines.get(known, 1)}" if self.lines else ""
         where = ".".join(path)
-        return UserError(f"{self.file}{line}: {where + ': ' if where else ''}{problem}")
+        return PlaceError(f"{self.file}{line}: {where + ': ' if where else ''}{problem}", path, problem)
 
 
 def read_yaml(file: Path, loader: Any = yaml.SafeLoader) -> Document:
@@ -60,7 +61,7 @@ def read_yaml(file: Path, loader: Any = yaml.SafeLoader) -> Document:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{file} does not exist") from None
+        raise UserError(f"{file} does not exist{_near(file)}") from None
     except IsADirectoryError:
         raise UserError(f"{file} is a folder, not a file") from None
     except UnicodeDecodeError as error:
@@ -69,6 +70,13 @@ def read_yaml(file: Path, loader: Any = yaml.SafeLoader) -> Document:
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     return parse_yaml(text, file, loader)
+
+
+def _near(file: Path) -> str:
+    """The file beside it that may have been meant."""
+    beside = [each.name for each in file.parent.glob(f"*{file.suffix}")]
+    hint = did_you_mean(file.name, beside)
+    return f";{hint}" if hint else ""
 
 
 def parse_yaml(text: str, file: Path, loader: Any = yaml.SafeLoader) -> Document:

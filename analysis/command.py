@@ -20,6 +20,7 @@ from analysis.fit import BadPoints
 from analysis.fitting import APPROACHES, fit
 from analysis.forms import FORMS, ONE_INPUT
 from analysis.objectives import DELTA, OBJECTIVES
+from analysis.typed import Parser, did_you_mean
 
 
 def options_of(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +60,8 @@ def run(options: argparse.Namespace) -> int:
     if options.objective is not None:
         refuse_mean(options.objective)
     if options.objective is not None and options.objective not in OBJECTIVES:
-        raise BadPoints(f"--objective {options.objective!r}: unknown; known: {', '.join(OBJECTIVES)}")
+        near, known = did_you_mean(options.objective, OBJECTIVES), ", ".join(OBJECTIVES)
+        raise BadPoints(f"--objective {options.objective!r}: unknown;{near} known: {known}")
     result = fit(options)
     print(json.dumps(_finite(result), indent=1, default=plain) if options.json else words(result))
     return 0
@@ -67,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str], program: str) -> int:
     """Run `fit` with these arguments; return the exit code."""
-    parser = argparse.ArgumentParser(prog=program, description="Fit scaling laws to a table of trained models.")
+    parser = Parser(prog=program, description="Fit scaling laws to a table of trained models.")
     options_of(parser)
     try:
         return run(parser.parse_args(arguments))

@@ -36,7 +36,7 @@ def fit(options: argparse.Namespace) -> dict[str, Any]:
         result = fit_table(table, options)
     else:
         if options.group not in table:
-            raise AnalysisError(f"--group {options.group!r}: no such column; columns: {', '.join(map(str, table))}")
+            raise reading.no_column("group", options.group, table)
         parts = table.groupby(options.group, sort=False, dropna=False)
         result = {
             "form": options.form,
@@ -138,7 +138,7 @@ def _bootstrap(made: ScalingLaw, data: pd.DataFrame, options: argparse.Namespace
         made.bootstrap(resampled(made.n_, count, options.seed, legacy=True))  # as published bootstraps are drawn
         return None
     if column not in data:
-        raise AnalysisError(f"--resample {column!r}: no such column; columns: {', '.join(map(str, data))}")
+        raise reading.no_column("resample", column, data)
     made.bootstrap(resampled_groups(data[[column]], count, options.seed, least=2))
     return int(data[column].nunique(dropna=False))
 

@@ -9,6 +9,7 @@ import numpy as np
 from analysis.forms_downstream import ErrorExponential, ErrorSigmoid
 from analysis.forms_user import UnknownForm, UserLaw, function_of
 from analysis.laws import SEEDS, Law, PowerSum, Term, _log_sum, nonnegative, separate
+from analysis.typed import did_you_mean
 
 Array = np.ndarray
 
@@ -347,5 +348,6 @@ def law_of(form: str, letter: str = "c") -> Law:
         return FORMS[form]()
     if ".py:" in form:
         return UserLaw(function_of(form))
-    known = ", ".join(sorted((*ONE_INPUT, *FORMS)))
-    raise UnknownForm(f"unknown form {form!r}; known: {known}, or FILE.py:FUNCTION for one of your own")
+    names = sorted((*ONE_INPUT, *FORMS))
+    near, known = did_you_mean(form, names), ", ".join(names)
+    raise UnknownForm(f"unknown form {form!r};{near} known: {known}, or FILE.py:FUNCTION for one of your own")

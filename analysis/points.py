@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.typed import did_you_mean
 
 OURS = {"n": "params_non_embedding", "d": "tokens", "c": "train_flops", "s": "steps", "loss": "loss"}
 FLOPS = 6.0  # C = 6 N D: two for the forward pass and four for the backward, of every parameter and token
@@ -94,11 +95,16 @@ def points(
     return found
 
 
+def no_column(option: str, name: str, table: pd.DataFrame) -> AnalysisError:
+    """What is said of a column that a table has not."""
+    known = ", ".join(map(str, table.columns))
+    return AnalysisError(f"--{option} {name!r}: no such column;{did_you_mean(name, table.columns)} columns: {known}")
+
+
 def _refuse_unknown(chosen: Mapping[str, str], table: pd.DataFrame) -> None:
     for letter, name in chosen.items():
         if name not in table:
-            known = ", ".join(map(str, table.columns))
-            raise AnalysisError(f"--{letter} {name!r}: no such column; columns: {known}")
+            raise no_column(letter, name, table)
 
 
 def _numbers(table: pd.DataFrame, name: str) -> pd.Series:
@@ -134,7 +140,7 @@ def drop_highest(table: pd.DataFrame, count: int) -> tuple[pd.DataFrame, list[di
 def averaged(table: pd.DataFrame, column: str, keys: Sequence[str]) -> pd.DataFrame:
     """Rows that differ in `column` alone among the law's inputs and the group, as one: means of all numbers."""
     if column not in table:
-        raise AnalysisError(f"--average {column!r}: no such column; columns: {', '.join(map(str, table))}")
+        raise no_column("average", column, table)
     rows = table.reset_index(names="row").groupby(list(keys), sort=False, dropna=False)
     letters = [name for name in table if name in ("n", "d", "c", "s", "u", "e", "l", "loss") and name not in keys]
     found = rows.agg(dict.fromkeys(letters, "mean") | {"row": "min"})

@@ -21,6 +21,7 @@ from ablate.run.planner import Ask, GridPlanner, Planner
 from ablate.run.speeds import Speeds
 from ablate.train.forks import forked_from
 from analysis.records import is_number
+from analysis.typed import did_you_mean
 
 UNITS = ("gpu-h", "cpu-h", "flops")
 FORM = re.compile(r"\s*([0-9][0-9.eE+_-]*)\s*([A-Za-z-]+)\s*")
@@ -47,7 +48,8 @@ def parse_budget(text: str) -> Budget:
     except ValueError:
         amount = 0.0
     if not found or found[2] not in UNITS or not 0 < amount < math.inf:
-        raise UserError(f"--budget {text!r}: write an amount above 0 of {', '.join(UNITS)}, as '40 gpu-h'")
+        hint = did_you_mean(found[2], UNITS) if found and found[2] not in UNITS else ""
+        raise UserError(f"--budget {text!r}:{hint} write an amount above 0 of {', '.join(UNITS)}, as '40 gpu-h'")
     return Budget(amount, found[2])
 
 

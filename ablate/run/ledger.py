@@ -41,6 +41,7 @@ from analysis.records import (
     read_record,
     read_study_file,
 )
+from analysis.typed import did_you_mean
 
 LOCK_PATIENCE_S = 5.0  # a killed worker's lock is freed by the kernel, but not at once
 
@@ -188,12 +189,14 @@ class Ledger:
     def find_trial(self, prefix: str) -> TrialFolder:
         """The trial whose id begins with `prefix`. Raises `UserError` when there is none, or more than one."""
         schema.require_current(self.root)
-        found = [each for each in self.trial_ids() if each.startswith(prefix)]
+        ids = self.trial_ids()
+        found = [each for each in ids if each.startswith(prefix.lower())]
         if len(found) == 1:
             return self.trial(found[0])
         if found:
             raise UserError(f"{prefix!r} begins the ids of {len(found)} trials: {', '.join(found[:5])}")
-        raise UserError(f"no trial {prefix!r} in {self.root / 'trials'}")
+        hint = did_you_mean(prefix, [*ids, *self.study_names()])
+        raise UserError(f"no trial {prefix!r} in {self.root / 'trials'}" + f";{hint}" * bool(hint))
 
     def study_folder(self, name: str) -> Path:
         """Where a study is. Raises `UserError` for a name that could lead out of the results."""

@@ -13,6 +13,7 @@ from scipy import stats
 
 from analysis.columns import Column
 from analysis.errors import AnalysisError
+from analysis.typed import did_you_mean
 
 FOLDER = Path(__file__).parent
 LEVEL = 0.95
@@ -139,7 +140,7 @@ def load(name: str) -> pd.DataFrame:
 def source_of(name: str) -> Source:
     """Where a table is from. Raises `AnalysisError` for an unknown name."""
     if name not in SOURCES:
-        raise AnalysisError(f"no published table {name!r}; known: {', '.join(SOURCES)}")
+        raise AnalysisError(f"no published table {name!r};{did_you_mean(name, SOURCES)} known: {', '.join(SOURCES)}")
     return SOURCES[name]
 
 
