@@ -11,6 +11,7 @@ from ablate.orders import expand
 
 SUBLAYER = ("mixer", "channel")  # a sublayer is one or the other; their names do not clash
 MOST_SUBLAYERS = 10_000
+TOWERS = ("both", "encoder", "decoder")
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,15 @@ class Swap:
     by: Component = slot(SUBLAYER, "ffn")
     every: int | None = None
     layer: int | None = None
-    tower: str = "both"
+    tower: str = field(default="both", metadata={"known": TOWERS})
 
     def __post_init__(self) -> None:
         if (self.every is None) == (self.layer is None):
             raise SpecError(["every"], "give either every or layer")
         if self.every is not None:
             positive(self, "every")
-        if self.tower not in ("both", "encoder", "decoder"):
-            raise SpecError(["tower"], unknown("tower", self.tower, ("both", "encoder", "decoder")))
+        if self.tower not in TOWERS:
+            raise SpecError(["tower"], unknown("tower", self.tower, TOWERS))
 
     def at(self, layer: int, depth: int) -> bool:
         """Whether layer `layer` of `depth` is meant."""

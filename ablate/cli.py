@@ -10,15 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablate import commands, commands_keeping, commands_study
+from ablate import commands, commands_keeping, commands_start, commands_study
 from ablate.errors import UserError
 from ablate.run.options import EXECUTORS
 from analysis.errors import AnalysisError
+from analysis.typed import Parser
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="ablate",
         description="Architecture ablations and scaling laws from one grid.yaml.",
         epilog="Exit codes: 0 done, 1 some trials failed, 2 wrong input, 3 stopped as asked with trials to go, "
@@ -27,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"ablate {_version()}")
     sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    _start_commands(sub)
     _study_commands(sub)
     _report_commands(sub)
     _component_commands(sub)
@@ -78,6 +80,24 @@ def _stdout_is_closed() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _start_commands(sub: Any) -> None:
+    init = _command(sub, "init", "write a commented grid to begin with, which plans as it is", commands_start.init)
+    commands_start.init_options(init)
+    _results(init)
+
+    doctor = _command(sub, "doctor", "this machine and the results: what works, what is slow", commands_start.doctor)
+    doctor.add_argument("--full", action="store_true", help="also start Ray, and compile a model: up to a minute")
+    _results(doctor)
+    _json(doctor)
+
+    schema = _command(sub, "schema", "the JSON Schema of grids, by which editors complete", commands_start.schema)
+    schema.add_argument("--out", type=Path, metavar="FILE", help="write it there")
+    schema.add_argument("--plugin", action="append", default=[], metavar="FILE", help="with components of your file")
+
+    completion = _command(sub, "completion", "a script that completes commands in a shell", commands_start.completion)
+    completion.add_argument("shell", choices=("bash", "zsh"))
 
 
 def _study_commands(sub: Any) -> None:

@@ -19,7 +19,7 @@ def list_components(options: Namespace) -> int:
     """Print the catalogue."""
     from ablate.catalogue import catalogue_json, print_catalogue
 
-    _add_plugins(options.plugin)
+    add_plugins(options.plugin)
     entries = catalogue_json(options.slot)
     if options.json:
         print_json(entries)
@@ -46,7 +46,7 @@ def check(options: Namespace) -> int:
     """Run the contract checks."""
     from ablate.check import check_components, print_results
 
-    _add_plugins(options.plugin)
+    add_plugins(options.plugin)
     results = check_components(options.name, None if options.json else print)
     if options.json:
         print_json(results)
@@ -94,7 +94,7 @@ def sample(options: Namespace) -> int:
     from ablate.run.ledger import Ledger
     from ablate.sampling import SampleRequest, method, print_samples, prompt_of, sample_trial
 
-    _add_plugins(options.plugin)
+    add_plugins(options.plugin)
     names = ("greedy", "temperature", "top_k", "top_p", "min_p", "beam", "length_penalty", "seed")
     request = SampleRequest(
         prompt_of(options.prompt, options.prompt_file),
@@ -132,7 +132,8 @@ def ui(options: Namespace) -> int:
         return 0
 
 
-def _add_plugins(files: list[str]) -> None:
+def add_plugins(files: list[str]) -> None:
+    """Enter the components of these files."""
     from ablate import registry
 
     for file in files:

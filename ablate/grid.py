@@ -78,6 +78,7 @@ KEYS = (
     "profiles",
     "plugins",
 )
+MODELINE = "# yaml-language-server:"  # begins the comment that tells editors where the schema is
 BUDGETS = ("tokens_per_param", "tokens", "flops")
 
 
@@ -232,7 +233,7 @@ def _name(document: Document, profile: str | None) -> str:
 def _header(text: str) -> str:
     """The comment that opens the file: the question it asks."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    return "\n".join(line.lstrip("#").strip() for line in lines).strip()
+    return "\n".join(line.lstrip("#").strip() for line in lines if not line.startswith(MODELINE)).strip()
 
 
 def _plugins(document: Document) -> tuple[Path, ...]:

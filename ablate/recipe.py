@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ablate.arch import Component, positive, slot
 from ablate.errors import SpecError, unknown
 from ablate.train.ramp import ramp
 
+PRECISIONS = ("auto", "fp32", "bf16")
 DIAGNOSTICS = ("activations", "attention", "gradients", "heads", "train_curve")  # see `ablate.diagnose`
 
 
@@ -59,12 +60,12 @@ class TrainSpec:
     reinit_layers: int = 0
     decay_to: Literal["zero", "start"] = "zero"
     mixout: float = 0.0
-    precision: str = "auto"
+    precision: str = field(default="auto", metadata={"known": PRECISIONS})
     eval_points: int = 12
     eval_tokens: int = 8192
     final_eval_tokens: int = 65536
     diverge_above: float = 3.0
-    diagnostics: tuple[str, ...] = ()  # some of DIAGNOSTICS
+    diagnostics: tuple[str, ...] = field(default=(), metadata={"known": DIAGNOSTICS})
 
     def __post_init__(self) -> None:
         for name in self.diagnostics:
@@ -94,8 +95,8 @@ class TrainSpec:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise SpecError([name], f"{value} must be positive")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise SpecError(["precision"], unknown("precision", self.precision, ("auto", "fp32", "bf16")))
+        if self.precision not in PRECISIONS:
+            raise SpecError(["precision"], unknown("precision", self.precision, PRECISIONS))
         if self.tokens < self.batch_tokens and self.tokens != 0:  # 0 measures a trained model as it is
             raise SpecError(["tokens"], f"{self.tokens} is less than one batch of {self.batch_tokens} tokens")
         if self.epochs is not None and not self.epochs > 0:
