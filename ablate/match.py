@@ -78,7 +78,8 @@ class Matcher:
                         yield from self._with_d_ff({path: value}, want, frozen)
 
     def _with_d_ff(self, sizes: dict[str, int], want: Values, frozen: frozenset[str]) -> Iterator[Candidate]:
-        """Solve d_ff for the first target: a multiple of 8, then any whole number."""
+        """Solve d_ff for the first target: a multiple of 8, then any whole number, or an even one where that is not
+        legal, as in components that halve it."""
         if "arch.d_ff" in frozen:
             return
         target = next(iter(want))
@@ -90,9 +91,15 @@ class Matcher:
         # both targets are linear in d_ff, up to the rounding of gated widths
         exact = low + (want[target] - at_low) * (high - low) / (at_high - at_low)
         for step in (8, 1):
-            d_ff = round(exact / step) * step
-            if d_ff >= 1:
-                yield self._measure({**sizes, "arch.d_ff": d_ff}, want)
+            for d_ff in (round(exact / step) * step, round(exact / 2) * 2):
+                if d_ff < 1:
+                    continue
+                try:
+                    candidate = self._measure({**sizes, "arch.d_ff": d_ff}, want)
+                except UserError:
+                    continue
+                yield candidate
+                break
 
     def _possible(self, sizes: dict[str, int], want: Values) -> bool:
         """Whether the sizes make a legal architecture that is not hopelessly large or small."""

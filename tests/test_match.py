@@ -115,6 +115,16 @@ def test_the_head_dimension_follows(plan: Planner) -> None:
 REFUSED = "variants:\n  plain: {}\n  b: {arch.d_ff: 300, arch.depth: 2, train.lr: 1}\n"
 
 
+def test_a_width_that_a_component_cannot_have_is_not_tried(plan: Planner) -> None:
+    """Its two halves need an even d_ff; the nearest whole number to the baseline's parameters is odd."""
+    made = plan(
+        "sizes:\n  d48: {arch.d_model: 48, arch.n_heads: 2, arch.depth: 3, data.seq_len: 64}\n"
+        "variants: [baseline, gmlp_causal]\nseeds: 1\nmatch: params\n"
+    )
+    _, gmlp = made.rows
+    assert gmlp.spec.arch.d_ff and gmlp.spec.arch.d_ff % 2 == 0 and abs(gmlp.residuals["params"]) <= 0.01
+
+
 def test_a_refusal_names_the_nearest(plan: Planner) -> None:
     with pytest.raises(UserError) as caught:
         plan(REFUSED)
