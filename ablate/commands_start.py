@@ -7,6 +7,7 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from ablate.commands import add_plugins, print_json
@@ -54,6 +55,8 @@ def init(options: Namespace) -> int:
             raise UserError(f"{each} exists: give another FILE, or --force to overwrite it")
     if not file.parent.is_dir():
         raise UserError(f"{file.parent} is no folder: make it first")
+    if options.hours is not None and not 0 < options.hours < float("inf"):
+        raise UserError(f"--hours {options.hours:g} must be a number above 0")
     text, plan = _planned(options)
     if options.schema:
         text = f"{MODELINE} $schema={newgrid.SCHEMA}\n{text}"
@@ -61,11 +64,12 @@ def init(options: Namespace) -> int:
     for each in beside:
         write_text(each, _schema_text())
     limit = f" --max-hours {options.hours:g}" if options.hours else ""
-    results = "" if options.results == Path("results") else f" --results {options.results}"
+    results = "" if options.results == Path("results") else f" --results {quote(str(options.results))}"
+    typed = quote(str(file))
     print(f"{file}: {plural(len(plan.grid.variants), 'variant')}, {plural(len(plan.trials), 'trial')}")
-    print(f"what it comes to:   ablate plan {file}{results}")
-    print(f"hours, measured:    ablate plan {file} --probe{results}")
-    print(f"train and report:   ablate run {file}{limit}{results}")
+    print(f"what it comes to:   ablate plan {typed}{results}")
+    print(f"hours, measured:    ablate plan {typed} --probe{results}")
+    print(f"train and report:   ablate run {typed}{limit}{results}")
     return 0
 
 

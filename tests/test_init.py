@@ -137,6 +137,7 @@ REFUSED = {
     "--from quickstart --seeds 2": "--seeds: study 'quickstart' is taken as it is",
     "--size d33": "unknown size",
     "--seeds 0": "at least 1",
+    "--hours -1": "--hours -1 must be",
     "--data nowhere.txt": "no such file",
     "no/folder.yaml": "no is no folder",
     "-.yaml": "to name a folder",
