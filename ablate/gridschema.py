@@ -13,7 +13,20 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
-from ablate import designs, grid, hypothesis, prediction, promoting, races, registry, rungs, stages, tuning, variants
+from ablate import (
+    designs,
+    grid,
+    hypothesis,
+    prediction,
+    profiles,
+    promoting,
+    races,
+    registry,
+    rungs,
+    stages,
+    tuning,
+    variants,
+)
 from ablate.arch import SUBLAYER, ArchSpec, Swap
 from ablate.choices import MOST_SEEDS
 from ablate.match import TARGETS
@@ -90,9 +103,18 @@ def _key(key: str) -> Tree:
         ),
         "smallest": lambda: {"anyOf": [NUMBER, _named(NUMBER), NULL]},
         "promote": lambda: _or_null(_block(promoting.Promote, promoting.KEYS, {"wanted": _enum(promoting.WANTED)})),
+        "profiles": lambda: _or_null(_named(_profile())),
         "plugins": lambda: {"anyOf": [TEXT, _list(TEXT), NULL]},
     }
     return made[key]()
+
+
+def _profile() -> Tree:
+    """What is laid over a grid: whole keys of it or what they have inside, settings by their paths, variants."""
+    settings, patterns = _settings()
+    inside = {rf"^({'|'.join(profiles.WHOLE)})\..+$": {}, r"^variants\..+$": _ref("variant")}
+    whole = {key: _key(key) for key in profiles.WHOLE}
+    return _object(whole | {name: _ref(name) for name in settings}, patterns | inside)
 
 
 def _definitions() -> Tree:

@@ -139,7 +139,7 @@ def checked(text: str, file: Path, cache: Path) -> Plan:
     from ablate.grid import load_grid
     from ablate.plan import make_plan
 
-    return make_plan(load_grid(file, text=text), cache)
+    return make_plan(load_grid(file, instead=text), cache)
 
 
 def _study(file: Path) -> str:

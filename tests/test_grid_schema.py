@@ -106,6 +106,7 @@ published: narang_table1
 race: {first: 3, most: 12, bounds: pocock}
 smallest: {loss: 0.01}
 promote: {wanted: better, sure: 0.9}
+profiles: {one_gpu: {seeds: 5, train.lr: 1e-3, budgets.tokens: 1_000, arch.position: rope}}
 plugins: [mine.py]
 axes: {train.lr: 1e-3, train.schedule: [cosine, {name: wsd, warmup: 0.1}]}
 """
