@@ -165,11 +165,15 @@ def _of_family(pair: _Pair, curves: pd.DataFrame | None, options: Options, laws:
         if refused:
             rows.append({"axis": axis, "reason": refused})
             continue
+        theirs, mine = pair.rates(column)
+        if 0 in (theirs, mine):
+            counted = pair.names[0 if theirs == 0 else 1]
+            rows.append({"axis": axis, "reason": f"{counted} is fitted by counting, without any"})
+            continue
         if pair.ladder:
             found = _gains(pair, column, curves, options, laws)
         else:
             in_tokens = _gains(pair, "tokens", curves, options, laws) if in_tokens is None else in_tokens
-            theirs, mine = pair.rates(column)
             times = {"at": mine, "gain": theirs / mine, "lo": theirs / mine, "hi": theirs / mine}
             found = [{key: value * times.get(key, 1) for key, value in row.items()} for row in in_tokens]
         for row in found:

@@ -76,24 +76,26 @@ def test_its_variants_are_matched_and_repeated(file: Path, token_cache: Path) ->
         assert together or not row.confounded, (row.variant, row.differs_in)
 
 
-@lru_cache
-def profiled(file: Path, profile: str, cache: Path) -> Plan:
-    return make_plan(load_grid(file, profile=profile), cache)
+def profiles(file: Path) -> tuple[str, ...]:
+    if not (found := load_grid(file).profiles):
+        pytest.skip(f"{file.name} has no profiles")
+    return found
 
 
 @every_grid
-def test_its_profiles_are_the_same_study_at_a_larger_scale(file: Path, token_cache: Path) -> None:
-    grid = load_grid(file)
-    if not grid.profiles:
-        pytest.skip(f"{file.name} has no profiles")
-    assert grid.profiles == ("one_gpu", "eight_gpus")
-    small = planned(file, token_cache)
-    said = re.search(r"^Profiles: one_gpu ([\d,]+) trials\b.*, eight_gpus ([\d,]+)\b", grid.question, re.MULTILINE)
-    assert said is not None
-    flops = small.total_flops
-    for profile, trials in zip(grid.profiles, said.groups(), strict=True):
-        plan = profiled(file, profile, token_cache)
-        assert int(trials.replace(",", "")) == len(plan.trials)
-        assert [each.name for each in plan.grid.variants] == [each.name for each in small.grid.variants]
-        assert plan.total_flops > flops
-        flops = plan.total_flops
+def test_its_profiles_ask_the_same(file: Path) -> None:
+    small = load_grid(file)
+    assert profiles(file) == ("one_gpu", "eight_gpus")
+    assert re.search(r"^Profiles: one_gpu [\d,]+ trials\b.*, eight_gpus [\d,]+\b.*not run", small.question, re.MULTILINE)
+    for profile in small.profiles:
+        large = load_grid(file, profile=profile)
+        assert [each.name for each in large.variants] == [each.name for each in small.variants]
+        assert len(large.seeds) >= len(small.seeds)
+
+
+@pytest.mark.slow
+@every_grid
+def test_what_its_profile_costs_is_what_it_plans(file: Path, token_cache: Path) -> None:
+    small, large = planned(file, token_cache), make_plan(load_grid(file, profile=profiles(file)[0]), token_cache)
+    (said,) = re.findall(r"^Profiles: one_gpu ([\d,]+) trials of ([\d.e+]+) FLOPs", small.grid.question, re.MULTILINE)
+    assert said == (f"{len(large.trials):,}", f"{large.total_flops:.1e}") and large.total_flops > small.total_flops

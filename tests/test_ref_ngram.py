@@ -335,6 +335,11 @@ def test_a_budget_in_flops_is_refused(tmp_path: Path, token_cache: Path) -> None
         plan_of(GRID + "match: none\nbudgets: {flops: [1e8]}\n", tmp_path, token_cache)
 
 
+def test_a_budget_of_tokens_is_how_much_is_counted(tmp_path: Path, token_cache: Path) -> None:
+    plan = plan_of(GRID + "match: none\nbudgets: {tokens: [256, 512]}\n", tmp_path, token_cache)
+    assert {row.spec.train.tokens for row in plan.rows if row.variant == "trigrams"} == {256, 512}
+
+
 def test_reading_is_refused_beyond_the_length() -> None:
     model = ngram(max_len=4)
     with pytest.raises(MaxLenError, match="5 tokens is longer than the model's 4"):

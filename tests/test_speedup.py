@@ -199,6 +199,14 @@ def test_why_there_is_no_gain() -> None:
     assert set(speedups(rows, "base", options=FEW)["reason"]) == {"no finished trial of half"}
 
 
+def test_what_is_fitted_by_counting_has_gains_in_tokens_alone() -> None:
+    rows = table({"base": BASE, "half": HALF})
+    rows.loc[rows["variant"] == "half", "train_flops"] = 0.0
+    found = speedups(rows, "base", options=FEW)
+    assert (axis(found, "tokens")["gain"] > 1).any() and axis(found, "flops")["gain"].isna().all()
+    assert set(axis(found, "flops")["reason"]) == {"half is fitted by counting, without any"}
+
+
 # wall-clock
 
 

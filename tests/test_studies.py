@@ -36,6 +36,9 @@ SAID = [
     ("width_depth", "depth_1", None, 0.013, -0.063, 0.089, "indistinguishable"),
     ("width_depth", "depth_8", None, 0.101, 0.056, 0.145, "worse"),
     ("width_depth", "depth_16", None, 0.250, 0.207, 0.293, "worse"),
+    ("ngram", "ngram_3", "tokens=131072", -0.241, -0.304, -0.178, "better"),
+    ("ngram", "ngram_3", "tokens=524288", 0.207, 0.167, 0.247, "worse"),
+    ("ngram", "ngram_5", "tokens=524288", -0.201, -0.241, -0.162, "better"),
     ("cosine", "made_for_5_times", "tokens=20480", -0.225, -0.272, -0.178, "better"),
     ("cosine", "made_for_5_times", "tokens=184320", -0.018, -0.036, 0.000, "indistinguishable"),
 ]
