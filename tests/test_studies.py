@@ -39,6 +39,8 @@ SAID = [
     ("removals", "no_residual", "depth=2", 0.499, 0.205, 0.792, "worse"),
     ("removals", "no_residual", "depth=6", 1.074, 1.056, 1.091, "worse"),
     ("removals", "no_attention", None, 0.283, 0.259, 0.307, "worse"),
+    ("activations", "sigmoid", None, 0.242, 0.190, 0.293, "worse"),
+    ("activations", "swiglu", None, -0.019, -0.064, 0.026, "indistinguishable"),
     ("positions", "nope", None, -0.006, -0.009, -0.004, "equivalent"),
     ("positions", "alibi", None, -0.127, -0.141, -0.113, "better"),
     ("positions", "rope", None, -0.120, -0.134, -0.106, "better"),
