@@ -10,6 +10,7 @@ from ablate.errors import UserError, unknown
 from ablate.overlays import overlays
 
 NAMED = ("variant", "preset")
+WIDEST = 100  # lines that are still read well
 FORMS = {  # what a component is for, where that is not a model of tokens
     "pair": "  (encoder-decoder)",
     "classify": "  (classifier)",
@@ -52,8 +53,9 @@ def catalogue_json(slot: str | None) -> list[dict[str, Any]]:
     return entries
 
 
-def print_catalogue(entries: list[dict[str, Any]]) -> None:
+def print_catalogue(entries: list[dict[str, Any]], width: int = WIDEST) -> None:
     """Slot by slot, a line each, with options and papers below."""
+    width, indent = min(width, WIDEST), "      " if width >= 60 else "    "
     slot = None
     for entry in entries:
         if entry["slot"] != slot:
@@ -63,11 +65,11 @@ def print_catalogue(entries: list[dict[str, Any]]) -> None:
         form = FORMS.get(entry.get("form", ""), "")
         print(f"  {entry['name']}{form}{causal}")
         if "summary" in entry:
-            print(textwrap.fill(entry["summary"], 100, initial_indent="      ", subsequent_indent="      "))
+            print(textwrap.fill(entry["summary"], width, initial_indent=indent, subsequent_indent=indent))
         if entry["options"]:
             words = ", ".join(f"{key}: {_show(value)}" for key, value in entry["options"].items())
-            print(textwrap.fill(words, 100, initial_indent="      ", subsequent_indent="      "))
-        print(textwrap.fill(entry["paper"], 100, initial_indent="      ", subsequent_indent="      "))
+            print(textwrap.fill(words, width, initial_indent=indent, subsequent_indent=indent))
+        print(textwrap.fill(entry["paper"], width, initial_indent=indent, subsequent_indent=indent))
 
 
 def _show(value: Any) -> str:

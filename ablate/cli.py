@@ -13,6 +13,7 @@ from typing import Any
 from ablate import commands, commands_keeping, commands_start, commands_study
 from ablate.errors import UserError
 from ablate.run.options import EXECUTORS
+from ablate.terminal import replaces_characters
 from analysis.errors import AnalysisError
 from analysis.typed import Parser
 
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return fit(given[1:], "ablate fit")
     options = parser().parse_args(given)
+    replaces_characters()
     try:
         return int(options.action(options))
     except (UserError, AnalysisError) as error:
@@ -215,13 +217,18 @@ def _component_commands(sub: Any) -> None:
     _json(listing)
 
     show = _command(
-        sub, "show", "one architecture: slots, parameters, FLOPs, difference from its baseline", commands.show
+        sub,
+        "show",
+        "one architecture drawn: parameters, FLOPs, difference from its baseline or another",
+        commands.show,
     )
     show.add_argument("name", metavar="NAME", help="a preset, a variant, or a composition as llama2+alibi")
     show.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help="change a size"
     )
-    show.add_argument("--svg", metavar="FILE", help="draw its layers into FILE, differences coloured")
+    show.add_argument("--diff", metavar="OTHER", help="beside another architecture, what differs marked in both")
+    show.add_argument("--svg", metavar="FILE", help="draw it into FILE, what differs marked")
+    show.add_argument("--plugin", action="append", default=[], metavar="FILE", help="with components of your file")
     _json(show)
 
     check = _command(sub, "check", "contract checks of components, plugins included", commands.check)

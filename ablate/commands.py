@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,27 +19,48 @@ if TYPE_CHECKING:
 def list_components(options: Namespace) -> int:
     """Print the catalogue."""
     from ablate.catalogue import catalogue_json, print_catalogue
+    from ablate.terminal import width
 
     add_plugins(options.plugin)
     entries = catalogue_json(options.slot)
     if options.json:
         print_json(entries)
     else:
-        print_catalogue(entries)
+        print_catalogue(entries, width())
     return 0
 
 
 def show(options: Namespace) -> int:
-    """Print one architecture, and draw it where that is asked for."""
-    from ablate.show import describe, drawing, print_description
+    """Print one architecture, or two beside each other, and draw them."""
+    from ablate import terminal
+    from ablate.draw import svg, text
+    from ablate.show import (
+        describe,
+        describe_both,
+        figure_of,
+        figures_of,
+        print_description,
+        print_differences,
+        shown,
+    )
 
-    description = describe(options.name, options.overrides)
-    if options.svg:
-        Path(options.svg).write_text(drawing(description), encoding="utf-8")
-    if options.json:
-        print_json(description)
+    add_plugins(options.plugin)
+    if options.diff:
+        tree = describe_both(options.name, options.diff, options.overrides)
+        figures = figures_of(options.name, options.diff, options.overrides)
     else:
-        print_description(description)
+        tree = describe(options.name, options.overrides)
+        figures = [figure_of(shown(options.name, options.overrides))]
+    if options.svg:
+        Path(options.svg).write_text(svg.draw(*figures), encoding="utf-8")
+    if options.json:
+        print_json(tree)
+        return 0
+    width = terminal.width()
+    if not options.diff:
+        print(terminal.filled(f"{tree['name']}   {tree['paper']}".strip(), width), end="\n\n")
+    print(text.draw([replace(figure, notes=()) for figure in figures], width, terminal.draws_boxes()), end="\n\n")
+    (print_differences if options.diff else print_description)(tree, width)
     return 0
 
 

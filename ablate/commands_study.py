@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablate.commands import print_json
 from ablate.errors import UserError, unknown
+from ablate.terminal import columns
 
 if TYPE_CHECKING:
     from ablate.grid import Grid
@@ -113,7 +114,7 @@ def status(options: Namespace) -> int:
     if options.json:
         print_json(tree)
     else:
-        print_status(tree)
+        print_status(tree, columns())
     return 0
 
 

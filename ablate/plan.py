@@ -136,6 +136,7 @@ class _Planner(Resolver):
                         axis_values={**axes.settings, **own.settings},
                         stage=stage.name,
                         seeds=stage.seeds,
+                        told=self.told(spec),
                     ),
                     draft,
                 )
@@ -173,6 +174,7 @@ class _Planner(Resolver):
                     stage=stage.name,
                     seeds=stage.seeds,
                     parent=parent,
+                    told=self.told(spec),
                 ),
                 draft,
             )

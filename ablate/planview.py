@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from ablate.errors import plural
 from ablate.rows import Plan, Row
 from ablate.run.ledger import Ledger
 from ablate.run.trunks import saved_flops
+from ablate.terminal import say
 from ablate.views import View, html_table
 
 if TYPE_CHECKING:
@@ -86,6 +89,22 @@ def print_plan(plan: Plan, ledger: Ledger, console: Console | None = None) -> No
     if not console.is_terminal:
         console.width = WIDE
     done = _done(plan, ledger)
+    table = _table(plan)
+    if not console.is_terminal or _least_width(table, console) <= console.width:
+        console.print(table)
+    else:  # no number is cut off
+        for row in plan.rows:
+            say(console, "\n".join(_lines(row)))
+    for line in _remarks(plan, done):
+        say(console, line)
+
+
+def _least_width(table: Table, console: Console) -> int:
+    """Columns that a table needs to show all of its numbers."""
+    return Measurement.get(console, console.options.update(max_width=10_000), table).minimum
+
+
+def _table(plan: Plan) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in HEADINGS[:-1]:
         table.add_column(name, justify="left" if name in ("variant", "size") else "right", no_wrap=True)
@@ -93,16 +112,11 @@ def print_plan(plan: Plan, ledger: Ledger, console: Console | None = None) -> No
     for row in plan.rows:
         *cells, differs = _cells(row)
         table.add_row(*cells, differs + ("  [yellow]confounded[/]" if row.confounded else ""))
-    console.print(table)
-    for line in _remarks(plan, done):
-        console.print(line, soft_wrap=True)
+    return table
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     """What stands below each of `HEADINGS`."""
-    differs = ", ".join(row.differs_in)
-    if row.solved:
-        differs += "  (" + ", ".join(f"{path} {value}" for path, value in row.solved.items()) + ")"
     return (
         row.variant,
         row.cell,
@@ -112,8 +126,24 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.residuals['flops']:+.2%}",
         f"{row.tokens:,}",
         f"{memory_bytes(row) / 1e6:,.0f} MB",
-        differs,
+        _differs(row),
     )
+
+
+def _differs(row: Row) -> str:
+    """In what, and what matching has solved: `channel  (arch.d_ff 86)`."""
+    solved = ", ".join(f"{path} {value}" for path, value in row.solved.items())
+    return ", ".join(row.differs_in) + (f"  ({solved})" if solved else "")
+
+
+def _lines(row: Row) -> Iterator[str]:
+    """A row of the table as text."""
+    yield f"{row.variant} ({row.cell})" if row.cell else row.variant
+    yield f" params {row.cost.params_total:,} ({row.residuals['params']:+.2%})"
+    yield f" FLOP/token {row.cost.flops_forward:,.0f} ({row.residuals['flops']:+.2%})"
+    yield f" tokens {row.tokens:,}, memory {memory_bytes(row) / 1e6:,.0f} MB"
+    if differs := _differs(row) + "  confounded" * row.confounded:
+        yield f" differs in {differs}"
 
 
 def _remarks(plan: Plan, done: set[str]) -> list[str]:

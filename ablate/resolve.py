@@ -117,6 +117,11 @@ class Resolver:
             self._tasks[data] = task
         return self._tasks[data]
 
+    def told(self, spec: TrialSpec) -> dict[str, Any]:
+        """What the data tell the model."""
+        task = self.task(spec.data)
+        return {"vocab": task.vocab, "max_len": task.length(spec.arch), **task.sizes}
+
     def cost(self, spec: TrialSpec, variant: Variant | Designed) -> Cost:
         """Counted costs; an architecture in which something has no effect is refused here."""
         task = self.task(spec.data)

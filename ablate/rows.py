@@ -32,6 +32,7 @@ class Row:
     seeds: tuple[int, ...] = (0,)
     parent: Row | None = None  # whose trials' weights these begin from
     tuned: Mapping[str, float] = field(default_factory=dict)  # settings that a sweep chose
+    told: Mapping[str, Any] = field(default_factory=dict)  # what the data tell the model: arguments of `build_model`
 
     @property
     def cell(self) -> str:

@@ -13,7 +13,7 @@ from ablate.check import Subject, checks_for, subjects
 from ablate.errors import SpecError, UserError
 from ablate.overlays import Overlay, ladders, overlays
 from ablate.registry import KINDS, SLOTS, catalogue, find
-from ablate.show import describe, drawing
+from ablate.show import describe, figure_of, shown
 from ablate.spec import ArchSpec, Component, TrainSpec, parse, to_tree
 
 CASES = [(subject, check) for subject in subjects() for check in checks_for(subject)]
@@ -138,7 +138,8 @@ READING = [each for each in overlays().values() if not (each.at and "image" in e
 def test_overlay(overlay: Overlay) -> None:
     """It parses, it is what it says, its parts all have an effect (`describe` probes), and a model of it computes."""
     sizes = small(overlay)
-    described = describe(overlay.name, [*settings_of(sizes), f"seq_len={LENGTH}", "vocab=11"])
+    told = [*settings_of(sizes), f"seq_len={LENGTH}", "vocab=11"]
+    described = describe(overlay.name, told)
     arch = arch_of(overlay.settings, sizes)
     assert described["arch"] == to_tree(arch)
     assert described["paper"] == overlay.paper and overlay.paper
@@ -146,7 +147,8 @@ def test_overlay(overlay: Overlay) -> None:
     train = {path.split(".")[1]: value for path, value in overlay.settings.items() if path.startswith("train.")}
     assert parse(TrainSpec, train)
     assert {path.split(".")[0] for path in overlay.settings} <= {"arch", "train"}
-    assert "<svg" in drawing(described)
+    figure = figure_of(shown(overlay.name, told))
+    assert figure.marked == any(not each.startswith(("data.", "train.")) for each in described["differs_in"])
     causal = form_of(arch) in ("tokens", "pair")
     model = build_model(arch, 11, LENGTH, causal=causal, classes=10).eval()
     assert sum(parameter.numel() for parameter in model.parameters()) == described["params_total"]

@@ -15,6 +15,7 @@ from ablate.resolve import default_gpus
 from ablate.rows import Plan
 from ablate.run.budget import parse_budget
 from ablate.run.cohorts import Cohorts
+from ablate.run.drawings import keep_drawings
 from ablate.run.executor import Executor
 from ablate.run.files import names, read_json, write_json
 from ablate.run.ledger import Ledger
@@ -24,6 +25,7 @@ from ablate.run.process import server
 from ablate.run.stopping import TIME_IS_UP
 from ablate.run.study import Outcome, StudyRun
 from ablate.run.telling import compared, tell, to_train
+from ablate.terminal import say
 
 
 def drive(ledger: Ledger, grid: Grid, options: RunOptions, console: Console, begun: float) -> Outcome:
@@ -35,10 +37,10 @@ def drive(ledger: Ledger, grid: Grid, options: RunOptions, console: Console, beg
             server()  # it loads torch while this process plans
         plan = make_plan(grid, ledger.cache)
         missing = sum(ledger.trial(trial.id).record() is None for trial in plan.trials)
-        console.print(
+        say(
+            console,
             f"{grid.name}: {plural(len(plan.trials), 'trial')}, {len(plan.trials) - missing} already done, "
             f"{to_train(grid, missing)}{compared(plan.facts['baselines'])}",
-            soft_wrap=True,
         )
         _keep(ledger, grid, options)
         uri = options.tracking_uri or default_uri(ledger.root)
@@ -58,10 +60,11 @@ def drive(ledger: Ledger, grid: Grid, options: RunOptions, console: Console, beg
     if outcome.stopped in ("", TIME_IS_UP):
         from analysis.report import NothingToReport  # seconds: not before the trials
 
+        keep_drawings(study.plan, ledger.study_folder(grid.name))
         try:
             report(ledger, grid.name, console, "" if outcome.tracking_trouble else uri)
         except NothingToReport as error:
-            console.print(f"no report: {error}", markup=False, soft_wrap=True)
+            say(console, f"no report: {error}")
     return outcome
 
 
@@ -87,26 +90,21 @@ def kept(ledger: Ledger, study: str) -> tuple[Grid, RunOptions]:
 
 def report(ledger: Ledger, study: str, console: Console, uri: str) -> Any:
     """Write a study's report, an `analysis.report.Report`, and keep it in MLflow at `uri`, where that is given."""
-    from rich.markup import escape
-
     from ablate.run.tracking import Mirror
     from analysis.report import write_report
 
     with names(ledger.study_folder(study) / "report"):
         written = write_report(ledger.root, study)
-    console.print(written.summary, markup=False, soft_wrap=True)
-    console.print(f"report: {written.html}", soft_wrap=True)
-    console.print(f"dashboard: ablate ui --results {ledger.root}", soft_wrap=True)
+    say(console, written.summary)
+    say(console, f"report: {written.html}")
+    say(console, f"dashboard: ablate ui --results {ledger.root}")
     if not uri:
         return written
     mirror = Mirror(ledger, ledger.study(study), uri)
     mirror.attach(written.html.parent)
     if mirror.trouble:
-        console.print(
-            f"[yellow]MLflow at {escape(shown(uri))} has not got the report: {escape(mirror.trouble)}; "
-            f"`ablate report {escape(study)}` tries again[/]",
-            soft_wrap=True,
-        )
+        trouble = f"MLflow at {shown(uri)} has not got the report: {mirror.trouble}"
+        say(console, f"{trouble}; `ablate report {study}` tries again", "yellow")
     return written
 
 
@@ -127,7 +125,7 @@ def _check_drift(ledger: Ledger, plan: Plan, console: Console) -> None:
     from ablate.run.drift import check_drift
 
     for each in check_drift(ledger, plan):
-        console.print(f"drift: {each.words}", markup=False, soft_wrap=True)
+        say(console, f"drift: {each.words}")
 
 
 def _executor(options: RunOptions, plan: Plan, results: Path) -> Executor:

@@ -9,16 +9,18 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from ablate.rows import PlannedTrial
 from ablate.run.hours import duration
 from ablate.run.worker import Event
+from ablate.terminal import broken
 
 SHOWN = 8  # running trials listed at once
 DRAWN_EVERY_S = 0.25  # drawing takes longer than an event
+SHORTEST_BAR = 20  # beside its words
 
 
 def in_notebook() -> bool:
@@ -79,14 +81,6 @@ class ProgressView:
         self._tokens = 0  # trained in this run
         self.started = time.monotonic()
         self.trained_tokens: dict[str, int] = {}
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[words]}"),
-            console=console,
-            expand=True,
-        )
-        self._task = self._bar.add_task("training", total=1.0, words="")
         self._live: Live | NotebookCell | None = None
         self._drawn = 0.0
 
@@ -97,7 +91,7 @@ class ProgressView:
         self._flops = _flops(self.trials)
 
     def __enter__(self) -> ProgressView:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=True)
         elif in_notebook():
             self._live = NotebookCell(self._render())
@@ -139,12 +133,14 @@ class ProgressView:
         result = f"loss {event['loss']:.4f}" if event.get("loss") is not None else event.get("error", "")
         color = {"finished": "green", "diverged": "yellow"}.get(event["status"], "red")
         count = f"[{len(self.ended):>{len(str(self.total))}}/{self.total}]"
-        self.console.print(
-            f"{count} [{color}]{event['status']:<8}[/] {escape(row.variant)} ({escape(row.cell)}) "
-            f"seed {trial.spec.seed}  {escape(result)}  [dim]{trial.id}[/]",
-            highlight=False,
-            soft_wrap=True,
-        )
+        what = f"{row.variant} ({row.cell}) seed {trial.spec.seed}"
+        said = f"{count} {event['status']:<8} {what}  {result}  {trial.id}"
+        for number, line in enumerate(broken(said, self.console.width if self.console.is_terminal else None)):
+            text = Text(line)
+            if not number:
+                text.stylize(color, len(count) + 1, len(count) + 1 + len(event["status"]))
+            text.highlight_words([trial.id], "dim")
+            self.console.print(text, soft_wrap=True)
 
     def fraction(self) -> float:
         """The part of the FLOPs to be done that is done."""
@@ -170,17 +166,34 @@ class ProgressView:
         return " · ".join(parts)
 
     def _render(self) -> Group:
-        self._bar.update(self._task, completed=self.fraction(), words=self.words())
-        table = Table.grid(padding=(0, 2))
-        for trial_id, event in list(self.running.items())[:SHOWN]:
-            row = self.trials[trial_id].row
-            loss = f"loss {event['loss']:.3f}" if event.get("loss") is not None else ""
-            part = f"{event['step'] / event['steps']:4.0%}"
-            what = escape(f"{row.variant} ({row.cell}) seed {self.trials[trial_id].spec.seed}")
-            table.add_row(f"  {part}", what, loss)
+        """Running trials; then the bar with its words, which stand below it where there is no room beside it."""
+        lines: list[RenderableType] = [self._running_line(*each) for each in list(self.running.items())[:SHOWN]]
         if len(self.running) > SHOWN:
-            table.add_row("", f"and {len(self.running) - SHOWN} more", "")
-        return Group(table, self._bar)
+            lines.append(Text(f"  and {len(self.running) - SHOWN} more"))
+        words = self.words()
+        part = f"{self.fraction():4.0%} "
+        beside = self.console.width - len(words) - len(part) - 1 >= SHORTEST_BAR
+        bar = Table.grid(expand=True)
+        bar.add_column(width=len(part))
+        bar.add_column(ratio=1)
+        cells: list[RenderableType] = [part, ProgressBar(total=1.0, completed=self.fraction())]
+        if beside:
+            bar.add_column(width=len(words) + 1)
+            cells.append(Text(" " + words))
+        bar.add_row(*cells)
+        below = [] if beside else [Text(line) for line in broken(words, self.console.width, 0)]
+        return Group(*lines, bar, *below)
+
+    def _running_line(self, trial_id: str, event: Event) -> Text:
+        """One line, however narrow the terminal is: a long name is cut, numbers are not."""
+        trial = self.trials[trial_id]
+        start = f"  {event['step'] / event['steps']:4.0%}  "
+        end = f" ({trial.row.cell}) seed {trial.spec.seed}"
+        end += f"  loss {event['loss']:.3f}" if event.get("loss") is not None else ""
+        room = max(4, self.console.width - len(start) - len(end))
+        name = trial.row.variant
+        name = name if len(name) <= room else name[: room - 1] + "…"
+        return Text(start + name + end, no_wrap=True, overflow="ellipsis")
 
 
 def _flops(trials: Mapping[str, PlannedTrial]) -> float:

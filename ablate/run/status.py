@@ -11,6 +11,7 @@ from ablate.run.alike import Alike, devices_of, last_device, own_seconds, read_e
 from ablate.run.files import read_json
 from ablate.run.hours import Rates, duration, rates_said
 from ablate.run.ledger import Ledger
+from ablate.terminal import broken
 from analysis.columns import cell_name
 from analysis.drift import pairs_across, said, sets_of, trials_of
 from analysis.records import ENDED
@@ -157,6 +158,7 @@ def status_lines(tree: dict[str, Any]) -> list[str]:
     return lines
 
 
-def print_status(tree: dict[str, Any]) -> None:
-    """For a person."""
-    print("\n".join(status_lines(tree)))
+def print_status(tree: dict[str, Any], width: int | None = None) -> None:
+    """For a person, in lines that fit where a width is given."""
+    for line in status_lines(tree):
+        print("\n".join(broken(line, width, 16)))

@@ -29,6 +29,7 @@ from ablate.run.tracking import Mirror
 from ablate.run.trunks import Wave, waves
 from ablate.run.worker import Event
 from ablate.spec import Resources
+from ablate.terminal import say
 from ablate.train.forks import Fork
 from ablate.train.job import Job
 from ablate.train.trial import plan_trial
@@ -227,7 +228,7 @@ class StudyRun:
         return Budgeted(planner, self.budget, self.ledger, self._say)
 
     def _say(self, words: str) -> None:
-        self.console.print(words, markup=False, soft_wrap=True)
+        say(self.console, words)
 
     def _grow(self, plan: Plan, mirror: BackgroundMirror, view: ProgressView, done: Mapping[str, str]) -> None:
         """Go on with a plan that has more trials, which follow from those that have ended."""
@@ -333,7 +334,7 @@ class StudyRun:
 
     def _say_held(self, trial_id: str, who: str) -> None:
         if trial_id not in self._waited_for:
-            self.console.print(f"waiting for trial {trial_id}, which {who} trains", markup=False, soft_wrap=True)
+            say(self.console, f"waiting for trial {trial_id}, which {who} trains")
             self._waited_for.add(trial_id)
 
     def _ended_elsewhere(self, trial_id: str) -> Event:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from ablate.errors import plural
 from ablate.grid import Grid
 from ablate.run.mlflow_store import shown
 from ablate.run.study import Outcome
+from ablate.terminal import say
 
 
 def to_train(grid: Grid, missing: int) -> str:
@@ -32,22 +32,16 @@ def compared(baselines: list[dict[str, Any]]) -> str:
 
 def tell(outcome: Outcome, console: Console, uri: str) -> None:
     """The end of a run in words: counts, failures, what to do next."""
-    console.print(outcome.words)
+    say(console, outcome.words)
     if failed := [key for key, status in outcome.statuses.items() if status == "failed"]:
-        console.print(
-            f"[red]failed trials: `ablate why ID` shows the error; --retry-failed tries again[/] "
-            f"({', '.join(failed)})",
-            soft_wrap=True,
-        )
+        said = "failed trials: `ablate why ID` shows the error; --retry-failed tries again"
+        say(console, f"{said} ({', '.join(failed)})", "red")
     if outcome.enough and not outcome.stopped:
         left = sum(status == "pending" for status in outcome.statuses.values())
-        console.print(f"{outcome.enough}: {plural(left, 'trial')} not run", markup=False, soft_wrap=True)
+        say(console, f"{outcome.enough}: {plural(left, 'trial')} not run")
     if outcome.tracking_trouble:
-        console.print(
-            f"[yellow]MLflow at {escape(shown(uri))} was not updated: {escape(outcome.tracking_trouble)}; "
-            "run again to catch up, or `ablate track STUDY`[/]",
-            soft_wrap=True,
-        )
+        trouble = f"MLflow at {shown(uri)} was not updated: {outcome.tracking_trouble}"
+        say(console, f"{trouble}; run again to catch up, or `ablate track STUDY`", "yellow")
     if outcome.stopped:
         left = sum(status in ("pending", "running") for status in outcome.statuses.values())
-        console.print(f"{outcome.stopped} with {plural(left, 'trial')} to go: the same command goes on from here")
+        say(console, f"{outcome.stopped} with {plural(left, 'trial')} to go: the same command goes on from here")

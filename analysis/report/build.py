@@ -21,6 +21,7 @@ from analysis.figure import svg
 from analysis.report.bundles import DOCUMENT, FOLDER, Bundles, table_bundles
 from analysis.report.capacity import Capacity, capacity_section
 from analysis.report.configurations import configurations
+from analysis.report.drawings import Drawn, drawings
 from analysis.report.drift import mark
 from analysis.report.files import close_report
 from analysis.report.findings import MOST_READ, findings
@@ -97,17 +98,15 @@ def write_report(results: Path, study: str, folder: Path | None = None) -> Repor
         if each.name == "environments":
             mark(content["cells"], cells, each.table)
     content |= configurations(Path(results), facts["baseline"], every)
-    content |= {"expected": expected_section(Path(results) / "studies" / study, table, overall), "findings": found}
+    drawn = drawings(Path(results) / "studies" / study, list(dict.fromkeys(table["variant"])))
+    expected = expected_section(Path(results) / "studies" / study, table, overall)
+    content |= {"expected": expected, "findings": found, "drawn": drawn}
     cited = table_bundles(Path(results), facts, table, cells, transfer, scaling)
     content |= {"quiet": QUIET, "cited": cited.shown(_places(facts, content["anchors"])), "not_cited": cited.refused}
-    written = [*_write_parts(folder, figures, tables), *cited.write(folder / FOLDER), *_write_pages(folder, content)]
-    close_report(Path(results), study, folder, written)
-    lines = (
-        summary_lines(facts, cells, overall)
-        + lower_bounds(table)
-        + transfer_lines(*transfer)
-        + scaling.prediction_lines
-    )
+    written = [*_write_parts(folder, figures, drawn, tables), *cited.write(folder / FOLDER)]
+    close_report(Path(results), study, folder, [*written, *_write_pages(folder, content)])
+    lines = summary_lines(facts, cells, overall) + lower_bounds(table)
+    lines += transfer_lines(*transfer) + scaling.prediction_lines
     return Report(folder / "report.html", folder / "report.md", "\n".join(lines), figures)
 
 
@@ -142,11 +141,14 @@ def _places(facts: dict[str, Any], anchors: dict[str, str]) -> dict[str, str]:
     return anchors | {label: anchors[variant] for variant, label in sized if variant in anchors}
 
 
-def _write_parts(folder: Path, figures: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame]) -> list[Path]:
-    """Every figure as SVG and every table as CSV."""
+def _write_parts(
+    folder: Path, figures: dict[str, dict[str, Any]], drawn: list[Drawn], tables: dict[str, pd.DataFrame]
+) -> list[Path]:
+    """Every figure and drawing as SVG and every table as CSV."""
     files = {folder / f"{name}.svg": figure["svg"] for name, figure in figures.items()}
-    for file, drawn in files.items():
-        file.write_bytes(drawn)
+    files |= {folder / each.file: each.svg for each in drawn if each.svg}
+    for file, svg_bytes in files.items():
+        file.write_bytes(svg_bytes)
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     return [*files, *(folder / f"{name}.csv" for name in tables)]
