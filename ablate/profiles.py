@@ -1,4 +1,4 @@
-"""Profiles: the same study as a larger machine would run it, `profiles: {one_gpu: {seeds: 5, train.tokens: 1e9}}`.
+"""Profiles: the same study as a larger machine would run it, `profiles: {one_gpu: {seeds: 5, train.lr: 1e-3}}`.
 
 A profile has the paths of `--set` with values, and `--as one_gpu` lays them over the grid. It changes how large and
 how often, not what is asked: sizes, budgets, repetitions, training, resources, and a variant's settings by its name.
@@ -34,7 +34,8 @@ WHOLE = (
 
 def profiles(document: Document) -> dict[str, Mapping[str, Any]]:
     """Every profile of a grid, checked as far as that goes without choosing one. Raises `UserError`."""
-    tree = document.value.get("profiles", {})
+    tree = document.value.get("profiles")
+    tree = {} if tree is None else tree
     if not isinstance(tree, Mapping):
         raise document.error(
             ("profiles",), f"{tree!r} must be a mapping of names to settings, as {{one_gpu: {{seeds: 5}}}}"
