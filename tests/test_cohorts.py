@@ -536,7 +536,7 @@ def test_a_cohort_that_takes_its_worker_with_it(ledger: Ledger) -> None:
     assert event is None and [each.trial_id for each in again] == [each.trial_id for each in told.each()]
     assert all(each.beside == () for each in again) and events(ledger.trial(again[1].trial_id)) == ["lost"]
     for _ in range(2):
-        assert deaths.after(again[0], "SIGKILL") == ([again[0]], None)
+        assert deaths.after(again[0], "SIGKILL") == ([replace(again[0], beside=None)], None)
     left, event = deaths.after(again[0], "SIGKILL")
     assert left == [] and event is not None and event["status"] == "failed"
 

@@ -39,7 +39,7 @@ BASES = {  # whose docstring says what a kind is
     "tokenizer": "data/tokenizers.py",
     "schedule": "train/schedules.py",
 }
-NOT_DRAWN = ("init", "model")  # changes nothing in the picture of a layer, or is none of layers
+NOT_DRAWN = ("init",)  # changes nothing in a picture
 VARIANTS = "catalogue/variants.md"
 
 
@@ -89,24 +89,20 @@ def section(entry: Entry, cost: list[str] | None) -> str:
         rows = [[f"<code>{each.name}</code>", type_of(each.type), value(each.default)] for each in entry.options]
         parts.append(table(("option", "type", "default"), rows))
     if entry.slot in registry.SLOTS and entry.slot not in NOT_DRAWN:
-        picture = f'<img src="{_picture(entry)}" alt="A layer with {entry.slot} {entry.name}" loading="lazy">'
-        parts.append(f"<details><summary>Where it stands in a layer</summary>{picture}</details>")
+        picture = f'<img src="{_picture(entry)}" alt="A small model with {entry.slot} {entry.name}" loading="lazy">'
+        parts.append(f"<details><summary>A small model with it</summary>{picture}</details>")
     return "\n\n".join(parts)
 
 
 def diagram(entry: Entry) -> str:
-    """The drawing of the default architecture with this component in its place."""
-    from ablate.arch import ArchSpec
-    from ablate.show import drawing
-    from ablate.spec import parse, to_tree
+    """The drawing of a small model with this component in its place."""
+    from ablate.draw import svg
+    from ablate.draw.anatomy import Given, figure
+    from ablate.subject import VOCAB, T, subjects
 
-    place = PAGES[entry.slot][1].removeprefix("arch.")
-    tree: dict[str, Any] = {place: entry.name}
-    if "." in place:
-        letter = "c" if entry.form == "pair" else place[-1]
-        tree = {"sublayers": {letter: entry.name}, "encoder": entry.form == "pair"}
-    arch = to_tree(parse(ArchSpec, tree))
-    return drawing({"name": entry.name, "arch": arch, "differs_in": [entry.slot]})
+    subject = next(each for each in subjects() if each.entry == entry)
+    given = Given(subject.arch, VOCAB, T, entry.causal, subject.shape)
+    return svg.draw(figure(entry.name, given))
 
 
 def measured() -> dict[tuple[str, str], list[str]]:
