@@ -463,7 +463,8 @@ def test_show_mistakes(
 def test_show_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "rmsnorm", *SMALL]) == 0
     out = capsys.readouterr().out
-    assert "* norm       rmsnorm" in out and "differs from its baseline in: norm" in out
+    assert "* norm             rmsnorm" in out and "differs from its baseline in: norm" in out
+    assert "* final rmsnorm" in out  # drawn, and marked
     assert "7,616" in out
 
 
