@@ -43,6 +43,8 @@ SAID = [
     ("activations", "swiglu", None, -0.019, -0.064, 0.026, "indistinguishable"),
     ("experts", "switch_8", None, 0.018, -0.005, 0.041, "indistinguishable"),
     ("experts", "top_2_of_8", None, -0.058, -0.085, -0.032, "better"),
+    ("orders", "sandwich_5", None, 0.119, 0.024, 0.215, "indistinguishable"),
+    ("orders", "sandwich_1", None, 0.000, -0.045, 0.046, "indistinguishable"),
     ("positions", "nope", None, -0.006, -0.009, -0.004, "equivalent"),
     ("positions", "alibi", None, -0.127, -0.141, -0.113, "better"),
     ("positions", "rope", None, -0.120, -0.134, -0.106, "better"),
