@@ -81,7 +81,7 @@ def _near(file: Path) -> str:
 
 def parse_yaml(text: str, file: Path, loader: Any = yaml.SafeLoader) -> Document:
     """The same, from text."""
-    document = Document(file, text)
+    document = Document(file, text, lines={(): 1})
     try:
         node = yaml.compose(text, Loader=loader)
         if node is not None:
