@@ -29,11 +29,13 @@ def load(
     grid: str | os.PathLike[str] | Mapping[str, Any],
     results: str | os.PathLike[str] = "results",
     overrides: Mapping[str, Any] | None = None,
+    profile: str | None = None,
 ) -> Study:
     """A study by its grid: the path of a grid.yaml, its text (of several lines), or the same as a mapping.
 
-    `overrides` are paths with values, as `{"train.lr": 1e-3, "seeds": 5}`, laid over the grid as `--set` does. What a
-    grid names is looked for beside its file, or in the working folder where it is no file. Nothing is run.
+    `overrides` are paths with values, as `{"train.lr": 1e-3, "seeds": 5}`, laid over the grid as `--set` does;
+    `profile` is one of the grid's, as `--as` names it. What a grid names is looked for beside its file, or in the
+    working folder where it is no file. Nothing is run.
 
     Raises `UserError` with the place, the value and what would have been legal.
     """
@@ -42,9 +44,9 @@ def load(
 
     given = [f"{path}={yaml_of(value, f'overrides: {path}', flow=True)}" for path, value in (overrides or {}).items()]
     if isinstance(grid, Mapping) or (isinstance(grid, str) and "\n" in grid):
-        read = load_grid(NO_FILE, given, grid)
+        read = load_grid(NO_FILE, given, grid, profile)
     elif isinstance(grid, str | os.PathLike):
-        read = load_grid(Path(grid), given)
+        read = load_grid(Path(grid), given, profile=profile)
     else:
         raise UserError(f"{grid!r} is no grid: give the path of a grid.yaml, its text, or a mapping")
     return Study(read.name, Path(results), read)

@@ -81,7 +81,7 @@ def _near(file: Path) -> str:
 
 def parse_yaml(text: str, file: Path, loader: Any = yaml.SafeLoader) -> Document:
     """The same, from text."""
-    document = Document(file, text, lines={(): 1})
+    document = Document(file, text)
     try:
         node = yaml.compose(text, Loader=loader)
         if node is not None:
@@ -95,6 +95,7 @@ def parse_yaml(text: str, file: Path, loader: Any = yaml.SafeLoader) -> Document
         raise UserError(f"{file}:{line}: not YAML: holds the character U+{ord(text[error.position]):04X}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not YAML: {str(error).splitlines()[0]}") from None
+    document.lines.setdefault((), 1)  # of an empty file
     return document
 
 

@@ -65,7 +65,7 @@ def test_every_size(size: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def read(text: str, file: Path, cache: Path) -> Namespace:
-    return Namespace(grid=load_grid(file, text=text), trials=())
+    return Namespace(grid=load_grid(file, instead=text), trials=())
 
 
 @pytest.mark.parametrize("preset", newgrid.presets())
@@ -89,7 +89,7 @@ def test_every_study_is_a_grid_of_the_files_name(name: str, place: Path) -> None
     """That they plan is tested with the studies themselves."""
     file = place / "mine.yaml"
     text = newgrid.copied(newgrid.studies()[name], file)
-    assert load_grid(file, text=text).name == "mine"
+    assert load_grid(file, instead=text).name == "mine"
     assert text.replace("study: mine", f"study: {name}") == (ROOT / "experiments" / f"{name}.yaml").read_text()
 
 

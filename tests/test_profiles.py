@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from runs import new_results, with_database
 
+import ablate
 from ablate.cli import main
 from ablate.errors import UserError
 from ablate.grid import Grid, load_grid
@@ -111,3 +112,10 @@ def test_a_study_run_so_is_resumed_so(tmp_path: Path, token_cache: Path, capsys:
     assert "little_large: 2 trials, 2 already done" in capsys.readouterr().out
     assert main(["plan", *given, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["study"] == "little_large"
+
+
+def test_from_python() -> None:
+    chosen = ablate.load(GRID, profile="large")
+    assert chosen.name == "little_large" and ablate.load(GRID).name == "little"
+    with pytest.raises(UserError, match="unknown profile 'larg'; did you mean 'large'"):
+        ablate.load(GRID, profile="larg")

@@ -153,7 +153,7 @@ def test_a_mapping_that_contains_itself_is_refused(ledger: Ledger) -> None:
 
 def test_options_are_those_of_the_command() -> None:
     command = vars(parser().parse_args(["run", "grid.yaml"]))
-    others = {"grid", "overrides", "results", "action", "command"}
+    others = {"grid", "overrides", "as_profile", "results", "action", "command"}
     assert asdict(RunOptions()) == {key: value for key, value in command.items() if key not in others}
     said = (Study.run.__doc__ or "", PAGE.read_text())
     assert all(name in text for text in said for name in OPTIONS)
