@@ -51,6 +51,7 @@ def test_the_wheel_is_the_same_from_the_tree_and_from_the_source_archive(
 def test_the_wheel_has_the_two_packages_and_nothing_else(installed: Installed) -> None:
     packages = (file for name in ("ablate", "analysis") for file in (ROOT / name).rglob("*"))
     ours = {str(file.relative_to(ROOT)) for file in packages if file.is_file()}
+    ours |= {f"ablate/{file.relative_to(ROOT)}" for file in (ROOT / "experiments").rglob("*") if file.is_file()}
     shipped = {name for name in names_in(installed.wheel) if ".dist-info/" not in name}
     assert shipped == {name for name in ours if not NOT_SHIPPED.search(name)}
     assert set(DATA) <= shipped

@@ -103,4 +103,4 @@ def test_the_command(report: Path) -> None:
     code, said = run_here("verify", report / "report.html", "--json")
     assert code == 1 and len(json.loads(said)["differences"]) == 1
     code, said = run_here("verify", "nothing", "--results", results)
-    assert code == 2 and "no report of" in said
+    assert code == 2 and "unknown report or study 'nothing'; known: made" in said
