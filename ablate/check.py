@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -42,6 +41,7 @@ from ablate.checks.time import (
 from ablate.checks.training import check_factors, check_optimises, check_round_trip, check_shared, check_unknown
 from ablate.errors import UserError
 from ablate.registry import add_plugin, load, plugin_files
+from ablate.run.cores import usable
 from ablate.subject import MODELS, CheckFailed, Subject, subjects
 
 WORTH_A_PROCESS = 20  # subjects: a process takes some seconds to start
@@ -101,7 +101,7 @@ def check_components(name: str | None = None, say: Callable[[str], None] | None 
     results = []
     with contextlib.ExitStack() as stack:
         verdicts: Iterable[dict[str, Any]] = map(check_one, chosen)
-        processes = min(os.cpu_count() or 1, len(chosen) // WORTH_A_PROCESS)
+        processes = min(usable(), len(chosen) // WORTH_A_PROCESS)
         if processes > 1:
             spawn = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(processes, spawn, _add_plugins, (list(plugin_files()),))

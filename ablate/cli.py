@@ -382,7 +382,3 @@ def _version() -> str:
     from ablate import __version__
 
     return __version__
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablate.commands import print_json
 from ablate.errors import UserError, plural
+from ablate.terminal import show
 
 if TYPE_CHECKING:
     from ablate.run.gc import Garbage
@@ -35,7 +37,7 @@ def gc(options: Namespace) -> int:
     if options.json:
         print_json({"removed": options.yes, "kinds": found.by_kind(), **_garbage_json(found)})
     else:
-        _print_garbage(found, options.yes)
+        show(_garbage_lines(found, options.yes))
     return 0
 
 
@@ -44,23 +46,23 @@ def _garbage_json(found: Garbage) -> dict[str, Any]:
     return {"items": items, "stays": found.stays}
 
 
-def _print_garbage(found: Garbage, removed: bool) -> None:
+def _garbage_lines(found: Garbage, removed: bool) -> Iterator[str]:
     for kind, sums in found.by_kind().items():
-        print(f"{kind}: {sums['count']:,}, {_megabytes(sums['bytes'])}")
+        yield f"{kind}: {sums['count']:,}, {_megabytes(sums['bytes'])}"
         items = [each for each in found.items if each.kind == kind]
         for item in items[:SHOWN]:
-            print(f"  {item.path}  {_megabytes(item.bytes)}: {item.why}")
+            yield f"  {item.path}  {_megabytes(item.bytes)}: {item.why}"
         if len(items) > SHOWN:
-            print(f"  and {len(items) - SHOWN:,} more (--json lists them)")
+            yield f"  and {len(items) - SHOWN:,} more (--json lists them)"
     for each in found.stays:
-        print(f"{each['path']} stays: {each['why']}")
+        yield f"{each['path']} stays: {each['why']}"
     total = _megabytes(sum(item.bytes for item in found.items))
     if removed:
-        print(f"removed {plural(len(found.items), 'thing')}, {total}")
+        yield f"removed {plural(len(found.items), 'thing')}, {total}"
     elif found.items:
-        print(f"{plural(len(found.items), 'thing')}, {total}, would go: add --yes to remove them")
+        yield f"{plural(len(found.items), 'thing')}, {total}, would go: add --yes to remove them"
     else:
-        print("nothing to remove")
+        yield "nothing to remove"
 
 
 def _megabytes(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from argparse import Namespace
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
 
 def run(options: Namespace) -> int:
     """Train what is missing of a grid, then report."""
+    begun = time.monotonic()
+    if options.executor == "local" and options.workers != 0 and hasattr(os, "fork"):  # Windows is told so below
+        from ablate.run.forking import server
+
+        server()  # it loads torch while this process does
     from ablate.grid import load_grid
     from ablate.run.options import RunOptions
 
-    begun = time.monotonic()
     grid = load_grid(options.grid, options.overrides, profile=options.as_profile)
     return _run(options, grid, RunOptions.of(vars(options)), begun)
 
@@ -90,7 +95,8 @@ def _probed(options: Namespace, plan: Plan, ledger: Ledger) -> dict[str, Any]:
     import torch
 
     from ablate.resolve import default_gpus
-    from ablate.run.driver import cpus, make_folder
+    from ablate.run.cores import usable
+    from ablate.run.driver import make_folder
     from ablate.run.hours import Rates
     from ablate.run.probeview import probe_json
     from ablate.run.probing import probe
@@ -98,7 +104,7 @@ def _probed(options: Namespace, plan: Plan, ledger: Ledger) -> dict[str, Any]:
     rates = Rates.told(options.price, options.watts)
     make_folder(options.results)
     on_gpus = any(default_gpus(row.spec) for row in plan.rows)
-    slots = options.workers or (torch.cuda.device_count() if on_gpus else 0) or cpus()
+    slots = options.workers or (torch.cuda.device_count() if on_gpus else 0) or usable()
     figures = probe(plan.rows, ledger, options.fresh, lambda words: print(words, file=sys.stderr, flush=True))
     return probe_json(plan, ledger, figures, slots, rates)
 

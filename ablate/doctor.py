@@ -25,7 +25,6 @@ OK, NOTE, PROBLEM = "OK", "note", "problem"
 FULL_GB, LOW_GB = 0.2, 5.0  # free space that a study cannot do with, and that it may outgrow
 LOW_MEMORY_GB = 2.0
 SYNCS, SLOW_SYNC_MS = 15, 20.0  # every record, checkpoint and lease waits for one or two
-OBJECTS_MB = 100  # what Ray's object store is given
 SLOWER = 1.5  # times as long: worth saying
 WIDTH, PRODUCTS = 384, 5  # of the matrices by which types are compared
 
@@ -76,15 +75,17 @@ def versions() -> Iterator[Finding]:
     """Python, and what trains, schedules and tracks."""
     from ablate import __version__
 
-    said = [f"ablate {__version__}", f"Python {platform.python_version()}"]
+    said, missing = [f"ablate {__version__}", f"Python {platform.python_version()}"], []
     for name in ("torch", "ray", "mlflow"):
         try:
             said.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
-            yield Finding(
-                PROBLEM, "versions", f"{name} is not installed", "install ablate anew, with its dependencies"
-            )
-    yield Finding(OK, "versions", ", ".join(said))
+            missing.append(name)
+    if missing:
+        advice = "install ablate anew, with its dependencies"
+        yield Finding(PROBLEM, "versions", f"{', '.join(said)}; not installed: {', '.join(missing)}", advice)
+    else:
+        yield Finding(OK, "versions", ", ".join(said))
 
 
 def devices() -> Iterator[Finding]:
@@ -165,11 +166,10 @@ def cpus() -> Iterator[Finding]:
     """Cores that are there, those that this process may use, what a container is given of them, and the load."""
     import torch
 
-    from ablate.run.cores import allowed
+    from ablate.run.cores import usable
     from ablate.run.environment import cpu_model
 
-    there = os.cpu_count() or 1
-    mine, quota = len(allowed()) or there, _quota()
+    there, mine, quota = os.cpu_count() or 1, usable(), _quota()
     said = f"{cpu_model()}: {mine} of {there} cores allowed"
     if quota is not None and quota < mine:
         advice = f"`ablate run` starts {mine} workers, one a core: use --workers {max(1, int(quota))}"
@@ -206,16 +206,19 @@ def memory() -> Iterator[Finding]:
 
 def shared_memory() -> Iterator[Finding]:
     """Room for Ray's object store."""
+    from ablate.run.ray_executor import OBJECT_STORE
+
+    needed = OBJECT_STORE / 1e6
     place = Path("/dev/shm")
     if not place.is_dir():
         yield Finding(OK, "/dev/shm", "there is none on this system")
         return
     size = shutil.disk_usage(place).total / 1e6
-    if size < OBJECTS_MB:
-        advice = f"Ray keeps its objects on disk instead, which is slower: docker run --shm-size={OBJECTS_MB * 2}m"
-        yield Finding(NOTE, "/dev/shm", f"{size:,.0f} MB, less than Ray's {OBJECTS_MB}", advice)
+    if size < needed:
+        advice = f"Ray keeps its objects on disk instead, which is slower: docker run --shm-size={needed * 2:.0f}m"
+        yield Finding(NOTE, "/dev/shm", f"{size:,.0f} MB, less than Ray's {needed:,.0f}", advice)
     else:
-        yield Finding(OK, "/dev/shm", f"{size:,.0f} MB, Ray takes {OBJECTS_MB}")
+        yield Finding(OK, "/dev/shm", f"{size:,.0f} MB, Ray takes {needed:,.0f}")
 
 
 def sync_ms(folder: Path) -> float:

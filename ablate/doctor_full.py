@@ -15,7 +15,7 @@ PATIENCE_S = 60.0
 COMPILED = "import torch; assert float(torch.compile(lambda x: x + 1)(torch.zeros(3, device={device!r})).sum()) == 3"
 STARTED = """
 import ray
-ray.init(address="local", num_cpus=1, num_gpus=0, object_store_memory=100 * 2**20, include_dashboard=False,
+ray.init(address="local", num_cpus=1, num_gpus=0, object_store_memory={store}, include_dashboard=False,
          log_to_driver=False, logging_level="ERROR")
 assert ray.get(ray.remote(lambda: 1).remote()) == 1
 ray.shutdown()
@@ -46,9 +46,11 @@ def compiling(full: bool) -> Iterator[Finding]:
 
 def ray_starts(full: bool) -> Iterator[Finding]:
     """Whether a Ray cluster of this machine alone can be started, as --executor ray does."""
+    from ablate.run.ray_executor import OBJECT_STORE
+
     if not full:
         yield Finding(OK, "Ray", "not tried: --full starts it; --executor local does without")
-    elif trouble := _trouble(STARTED):
+    elif trouble := _trouble(STARTED.format(store=OBJECT_STORE)):
         yield Finding(PROBLEM, "Ray", f"cannot start: {trouble}", "use --executor local, which does without")
     else:
         yield Finding(OK, "Ray", "starts, and runs a task")

@@ -8,20 +8,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
 from ablate.errors import plural
 from ablate.rows import Plan, Row
 from ablate.run.ledger import Ledger
 from ablate.run.trunks import saved_flops
-from ablate.terminal import say
+from ablate.terminal import WIDE, fits, say
 from ablate.views import View, html_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WIDE = 240  # of a file or a pipe, which has no width: nothing is cut off
 HEADINGS = ("variant", "size", "params", "vs base", "FLOP/token", "vs base", "tokens", "memory", "differs in")
 
 
@@ -90,18 +88,13 @@ def print_plan(plan: Plan, ledger: Ledger, console: Console | None = None) -> No
         console.width = WIDE
     done = _done(plan, ledger)
     table = _table(plan)
-    if not console.is_terminal or _least_width(table, console) <= console.width:
+    if fits(table, console):
         console.print(table)
     else:  # no number is cut off
         for row in plan.rows:
             say(console, "\n".join(_lines(row)))
     for line in _remarks(plan, done):
         say(console, line)
-
-
-def _least_width(table: Table, console: Console) -> int:
-    """Columns that a table needs to show all of its numbers."""
-    return Measurement.get(console, console.options.update(max_width=10_000), table).minimum
 
 
 def _table(plan: Plan) -> Table:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
+WIDE = 240  # columns of tables in a file or a pipe, which has no width: nothing is cut off
 PIPED = 100  # columns where nothing says how many there are
 BOXES = "┌─┐│└┘┏━┓┃╌╎◂×·→"
 FIELD = re.compile(r"\S  +(?=\S)")  # the end of a field, where fields stand below each other
@@ -79,6 +81,20 @@ def fitted(lines: Iterable[str], width: int | None) -> Iterator[str]:
             yield from broken(row[:start].rstrip(), width)
             if rest := FIELD.sub(lambda gap: gap[0][:3], row[start:].strip()):
                 yield from broken("    " + rest if width is None or len(rest) + 4 <= width else "  " + rest, width)
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines, broken where they do not fit the terminal."""
+    for line in fitted(lines, columns()):
+        print(line)
+
+
+def fits(table: Table, console: Console) -> bool:
+    """Whether a table can show all that may not be cut off: always in a file or a pipe."""
+    from rich.measure import Measurement
+
+    least = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
+    return not console.is_terminal or least <= console.width
 
 
 def say(console: Console, text: str, style: str = "") -> None:

@@ -197,7 +197,7 @@ def studies(bench: Bench) -> Rows:
         results = folder / way
         results.mkdir()
         (results / "cache").symlink_to(bench.cache)
-        command = [sys.executable, "-m", "ablate.cli", "run", grid, "--results", results, *how]
+        command = [sys.executable, "-m", "ablate", "run", grid, "--results", results, *how]
         begun = time.monotonic()
         subprocess.run([str(each) for each in command], capture_output=True, check=True)
         took = time.monotonic() - begun

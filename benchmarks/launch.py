@@ -55,7 +55,7 @@ def _measure(shape: tuple[int, ...], steps: int, trials: int) -> dict[str, float
     with tempfile.TemporaryDirectory(prefix="ablate-bench-") as scratch:
         grid = Path(scratch) / "grid.yaml"
         grid.write_text(text)
-        timed("-m", "ablate.cli", "plan", grid, "--results", Path(scratch) / "warm")
+        timed("-m", "ablate", "plan", grid, "--results", Path(scratch) / "warm")
         for number in range(ROUNDS):
             orders = json.dumps({"shape": shape, "steps": steps, "trials": trials, "tokens": _tokens(scratch)})
             taken["tune"].append(timed("-m", "benchmarks.tune_functions", orders))
@@ -63,7 +63,7 @@ def _measure(shape: tuple[int, ...], steps: int, trials: int) -> dict[str, float
                 results = Path(scratch) / f"{executor}{number}"
                 results.mkdir()
                 (results / "cache").symlink_to(Path(scratch) / "warm" / "cache")  # tokens exist for both sides
-                run = ("-m", "ablate.cli", "run", grid, "--results", results, "--executor", executor, "--workers", 2)
+                run = ("-m", "ablate", "run", grid, "--results", results, "--executor", executor, "--workers", 2)
                 taken[executor].append(timed(*run))
     return {side: sorted(each)[len(each) // 2] for side, each in taken.items()}
 

@@ -99,7 +99,7 @@ print((time.perf_counter() - begun) * 1000 / (len(trials) - 1))
 def watched(arguments: list[str]) -> tuple[float, float]:
     """Run a command; the most memory (MB) that it and the process that drives Ray for it had resident."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "ablate.cli", *arguments],
+        [sys.executable, "-m", "ablate", *arguments],
         stdout=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
@@ -140,7 +140,7 @@ def peak_mb(pid: int) -> float:
 def timed(*arguments: str) -> float:
     """Seconds of a whole command."""
     begun = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "ablate.cli", *arguments], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([sys.executable, "-m", "ablate", *arguments], stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - begun
 
 

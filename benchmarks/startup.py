@@ -17,9 +17,9 @@ def table() -> list[list[str]]:
     with tempfile.TemporaryDirectory() as results:
         commands = {
             "bare python": ["-c", "pass"],
-            "ablate --help": ["-m", "ablate.cli", "--help"],
-            "ablate list": ["-m", "ablate.cli", "list"],
-            "ablate plan quickstart.yaml": ["-m", "ablate.cli", "plan", str(GRID), "--results", results],
+            "ablate --help": ["-m", "ablate", "--help"],
+            "ablate list": ["-m", "ablate", "list"],
+            "ablate plan quickstart.yaml": ["-m", "ablate", "plan", str(GRID), "--results", results],
         }
         sides = {name: lambda args=args: _run(args) for name, args in commands.items()}
         seconds = interleaved(sides, rounds=9, clock=time.perf_counter)

@@ -36,14 +36,14 @@ def _measure(shape: tuple[int, ...], steps: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory(prefix="ablate-bench-") as scratch:
         grid = Path(scratch) / "grid.yaml"
         grid.write_text(text)
-        timed("-m", "ablate.cli", "plan", grid, "--results", Path(scratch) / "warm")
+        timed("-m", "ablate", "plan", grid, "--results", Path(scratch) / "warm")
         for number in range(ROUNDS):
             for way, (workers, cohorts) in WAYS.items():
                 results = Path(scratch) / f"{workers}-{cohorts}-{number}"
                 results.mkdir()
                 (results / "cache").symlink_to(Path(scratch) / "warm" / "cache")
                 how = ("--workers", workers, "--cohorts", cohorts)
-                timed("-m", "ablate.cli", "run", grid, "--results", results, *how)
+                timed("-m", "ablate", "run", grid, "--results", results, *how)
                 taken[way].append(_span(results))
     return taken
 

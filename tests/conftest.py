@@ -106,7 +106,7 @@ def cli(tmp_path: Path) -> Cli:
 
     def run(*arguments: object, timeout: float = 300, **options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "ablate.cli", *map(str, arguments)],
+            [sys.executable, "-m", "ablate", *map(str, arguments)],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
             capture_output=True,

@@ -272,7 +272,7 @@ class Command:
         name, value = self.mark.split("=")
         with open(self._log, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ablate.cli", *map(str, arguments)],
+                [sys.executable, "-m", "ablate", *map(str, arguments)],
                 cwd=folder,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", name: value},
                 stdin=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ from ablate.cli import main
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     """As in `ablate list | head -1`."""
     command = subprocess.Popen(
-        [sys.executable, "-m", "ablate.cli", "list", "--json"],
+        [sys.executable, "-m", "ablate", "list", "--json"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

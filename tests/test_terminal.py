@@ -15,11 +15,14 @@ from runs import plan_of
 
 from ablate import terminal
 from ablate.catalogue import catalogue_json, print_catalogue
+from ablate.commands_keeping import _garbage_lines
 from ablate.planview import print_plan
 from ablate.run import status
 from ablate.run.ledger import Ledger
+from ablate.run.probeview import print_probe
 from ablate.run.progress import ProgressView
 from ablate.run.status import print_status
+from ablate.run.why import print_explanation, print_study
 
 LONG = "a_variant_with_a_really_long_name_for_narrow_terminals"
 GRID = TINY.replace("  rope: rope\n", f"  {LONG}: rope\n")
@@ -96,6 +99,51 @@ def test_a_plan_has_all_its_numbers(
         assert row.variant in said
     if width is not None:
         assert all(len(line.rstrip()) <= max(width, len(LONG) + 6) for line in said.splitlines())
+
+
+PROBED = {
+    "variant": LONG, "cell": "d16", "step_s": 0.0123, "step_quartiles_s": [0.0121, 0.0129], "evaluation_s": 0.0045,
+    "setup_s": 0.25, "memory_bytes": 1.234e9, "rows_at_once": 8, "largest_rows": 64, "trial_s": 61.0, "to_go": 3,
+    "micro_batches": 4,
+}  # fmt: skip
+PROBE = {
+    "rows": [PROBED, {"variant": "rope", "cell": "", "failed": "no room"}],
+    "trials": 4, "unknown": 1, "bound": "at least", "device_hours": 0.05, "hours": 0.025, "slots": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [*WIDTHS, None])
+def test_a_probe_has_all_its_numbers(width: int | None) -> None:
+    console = Console(file=io.StringIO()) if width is None else on_a_terminal(width)
+    print_probe(PROBE, console)
+    said = CODES.sub("", text_of(console))
+    words = " ".join(said.split())
+    for each in ("12.3 ms", "12.1 to 12.9 ms", "4.5 ms", "0.25 s", "1,234 MB", "8 of 64", LONG, "rope: no room"):
+        assert each in words
+    assert "pieces, for memory" in words and "1 trial of rows that failed" in words and "…" not in said
+    if width is not None:
+        assert all(len(line.rstrip()) <= max(width, len(LONG) + 6) for line in said.splitlines())
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_why_and_gc_fit_a_terminal(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "columns", lambda: width)
+    trial = {"id": "c5fde4216b85", "verdict": "miss", "variant": "rope", "seed": 0, "nearest": "60df52ca77f7"}
+    trial |= {"size": "d16", "axes": "", "budget": "", "stage": "", "nearest_in_words": ["train.lr is 0.1, not 0.2"]}
+    print_study({"study": "tiny", "counts": {"hit": 0, "miss": 1}, "trials": [trial]})
+    tree = {"id": "c5fde4216b85", "status": "finished", "reason": "it was trained because " + "word " * 20}
+    print_explanation(tree | {"error": None, "traceback": None, "attempts": [], "uses": [], "nearest": None})
+    item = SimpleNamespace(kind="cache", path="tokens/0123456789", bytes=2e6, why="no record needs " + "it " * 20)
+    stays = [{"path": "trials/x", "why": "it is being trained " + "now " * 10}]
+    found = SimpleNamespace(items=[item], stays=stays, by_kind=lambda: {"cache": {"count": 1, "bytes": 2e6}})
+    terminal.show(_garbage_lines(found, False))  # type: ignore[arg-type]
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    words = " ".join(" ".join(lines).split())
+    assert "nearest 60df52ca77f7: train.lr is 0.1, not 0.2" in words and "word " * 19 in words
+    assert "tokens/0123456789" in words and "it is being trained now" in words
 
 
 TABLE = [

@@ -53,6 +53,11 @@ def allowed() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
+def usable() -> int:
+    """How many trials can have a core each: those that this process may use, else all of the machine."""
+    return len(allowed()) or os.cpu_count() or 1
+
+
 def pin(cores: Collection[int]) -> None:
     """Keep every thread of this process on these cores; nothing is done where none is named."""
     for thread in Path("/proc/self/task").iterdir() if cores else ():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from ablate.resolve import default_gpus
 from ablate.rows import Plan
 from ablate.run.budget import parse_budget
 from ablate.run.cohorts import Cohorts
+from ablate.run.cores import usable
 from ablate.run.drawings import keep_drawings
 from ablate.run.executor import Executor
 from ablate.run.files import names, read_json, write_json
+from ablate.run.forking import server
 from ablate.run.ledger import Ledger
 from ablate.run.mlflow_store import default_uri, shown
 from ablate.run.options import RunOptions
-from ablate.run.process import server
 from ablate.run.stopping import TIME_IS_UP
 from ablate.run.study import Outcome, StudyRun
 from ablate.run.telling import compared, tell, to_train
@@ -116,11 +116,6 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"--results {folder}: cannot be made: {error.strerror}; name another folder") from None
 
 
-def cpus() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _check_drift(ledger: Ledger, plan: Plan, console: Console) -> None:
     from ablate.run.drift import check_drift
 
@@ -133,7 +128,7 @@ def _executor(options: RunOptions, plan: Plan, results: Path) -> Executor:
 
     gpus = torch.cuda.device_count()
     shares = [default_gpus(row.spec) for row in plan.rows]
-    slots = int(gpus / min(shares)) if gpus and min(shares) > 0 else cpus()
+    slots = int(gpus / min(shares)) if gpus and min(shares) > 0 else usable()
     if options.pack and not gpus:
         raise UserError(f"--pack {options.pack}: this machine has no GPU to share")
     if options.executor == "ray":
@@ -159,5 +154,5 @@ def _cohorts(options: RunOptions) -> Cohorts:
         return Cohorts(0)
     if options.address:
         return Cohorts(options.cohorts)
-    workers = cpus() if options.workers is None else max(1, options.workers)
+    workers = usable() if options.workers is None else max(1, options.workers)
     return Cohorts(options.cohorts, workers, torch.cuda.device_count())

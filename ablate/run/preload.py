@@ -3,6 +3,8 @@
 The first optimizer of a process imports torch._dynamo, which alone takes most of a second.
 """
 
+import atexit
+import os
 import sys
 from types import TracebackType
 
@@ -22,3 +24,4 @@ sys.excepthook = _unless_left
 torch.set_num_threads(1)
 for entry in registry.catalogue():
     registry.load(entry)
+atexit.register(os._exit, 0)  # what the server has loaded is not taken apart when it ends; its forks do not run this

@@ -15,6 +15,21 @@ from ablate.run.estimates import study_hours, trial_seconds
 from ablate.run.hours import Rates, duration, rates_said
 from ablate.run.ledger import Ledger
 from ablate.run.measure import Figures
+from ablate.terminal import WIDE, fits, say
+
+HEADINGS = (
+    "variant",
+    "size",
+    "step",
+    "quartiles",
+    "evaluation",
+    "set-up",
+    "peak memory",
+    "rows at once",
+    "a trial",
+    "to go",
+    "all",
+)
 
 
 def probe_json(
@@ -44,58 +59,56 @@ def probe_json(
     return {"rows": rows, "slots": slots, "bound": bound, **whole, **rates.of(whole["device_hours"])}
 
 
-def print_probe(tree: Mapping[str, Any]) -> None:
+def print_probe(tree: Mapping[str, Any], console: Console | None = None) -> None:
     """For a person."""
-    console = Console(highlight=False)
+    console = console or Console(highlight=False)
     if not console.is_terminal:
-        console.width = 240
+        console.width = WIDE
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("variant", "size"):
-        table.add_column(name, no_wrap=True)
-    for name in (
-        "step",
-        "quartiles",
-        "evaluation",
-        "set-up",
-        "peak memory",
-        "rows at once",
-        "a trial",
-        "to go",
-        "all",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in HEADINGS:
+        table.add_column(name, justify="left" if name in HEADINGS[:2] else "right", no_wrap=True)
+    measured = [row for row in tree["rows"] if "failed" not in row]
+    for row in tree["rows"]:
+        first = (escape(row["variant"]), escape(row["cell"]))
+        table.add_row(*first, *(_cells(row) if row in measured else ["[red]failed[/]"]))
+    if fits(table, console):
+        console.print(table)
+    else:  # no number is cut off
+        for row in measured:
+            said = [f" {name} {cell}" for name, cell in zip(HEADINGS[2:], _cells(row), strict=True)]
+            say(console, "\n".join([_name(row), *said]))
     for row in tree["rows"]:
         if "failed" in row:
-            table.add_row(escape(row["variant"]), escape(row["cell"]), "[red]failed[/]", *[""] * 8)
-            continue
-        low, high = row["step_quartiles_s"]
-        most = row["largest_rows"]
-        table.add_row(
-            escape(row["variant"]),
-            escape(row["cell"]),
-            _ms(row["step_s"]),
-            f"{1e3 * low:.3g} to {_ms(high)}",
-            _ms(row["evaluation_s"]),
-            f"{row['setup_s']:.2f} s",
-            f"{row['memory_bytes'] / 1e6:,.0f} MB",
-            f"{row['rows_at_once']}" + (f" of {most}" if most else ""),
-            duration(row["trial_s"]),
-            str(row["to_go"]),
-            duration(row["trial_s"] * row["to_go"]),
-        )
-    console.print(table)
-    for row in tree["rows"]:
-        if "failed" in row:
-            console.print(f"[red]{escape(row['variant'])}[/] ({escape(row['cell'])}): {escape(row['failed'])}")
+            say(console, f"{_name(row)}: {row['failed']}", "red")
         elif row["micro_batches"] > 1:
-            pieces = f"micro-batches in {row['micro_batches']} pieces, for memory"
-            console.print(f"{escape(row['variant'])} ({escape(row['cell'])}): {pieces}")
-    console.print(
+            say(console, f"{_name(row)}: micro-batches in {row['micro_batches']} pieces, for memory")
+    say(
+        console,
         f"{plural(tree['trials'], 'trial')} to go: {tree['bound']} {tree['device_hours']:.3g} device hours, "
         f"{duration(3600 * tree['hours'])} with {tree['slots']:g} at once".replace("  ", " ")
-        + escape(rates_said(tree))
+        + rates_said(tree)
         + (f"; {plural(tree['unknown'], 'trial')} of rows that failed are not counted" if tree["unknown"] else ""),
-        soft_wrap=True,
+    )
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['variant']} ({row['cell']})" if row["cell"] else str(row["variant"])
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What stands below each of `HEADINGS`, the name apart."""
+    low, high = row["step_quartiles_s"]
+    most = row["largest_rows"]
+    return (
+        _ms(row["step_s"]),
+        f"{1e3 * low:.3g} to {_ms(high)}",
+        _ms(row["evaluation_s"]),
+        f"{row['setup_s']:.2f} s",
+        f"{row['memory_bytes'] / 1e6:,.0f} MB",
+        f"{row['rows_at_once']}" + (f" of {most}" if most else ""),
+        duration(row["trial_s"]),
+        str(row["to_go"]),
+        duration(row["trial_s"] * row["to_go"]),
     )
 
 

@@ -18,9 +18,9 @@ from ablate.resolve import default_gpus
 from ablate.rows import Row
 from ablate.run.environment import device_name
 from ablate.run.files import read_json, write_json
+from ablate.run.forking import server, start
 from ablate.run.ledger import Ledger
 from ablate.run.measure import Figures, measure
-from ablate.run.process import server, start
 from ablate.spec import TrialSpec, digest
 from ablate.train.job import Job
 from ablate.train.memory import out_of_memory

@@ -36,6 +36,7 @@ from ray import tune
 
 import ablate
 from ablate.run.ray_deck import Deck, Surroundings, on_this_node
+from ablate.run.ray_executor import OBJECT_STORE
 from ablate.run.ray_home import Home
 from ablate.run.ray_lane import Lane
 from ablate.run.ray_nodes import look, nodes, refusal
@@ -130,7 +131,7 @@ def _init(orders: dict[str, Any]) -> dict[str, Any]:
             "address": "local",  # else a cluster that another study has started here would be joined
             "num_cpus": orders["slots"],
             "num_gpus": orders["gpus"],
-            "object_store_memory": 100 * 2**20,
+            "object_store_memory": OBJECT_STORE,
             "include_dashboard": False,
         }
     if orders["ship"]:

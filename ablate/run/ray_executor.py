@@ -20,6 +20,7 @@ from ablate.run.store import FileStore
 from ablate.spec import Resources
 from ablate.train.job import Job
 
+OBJECT_STORE = 100 * 2**20  # bytes, of a cluster of our own: trials pass files, not objects
 LANES = 512  # most lanes at once, on a cluster
 ADDRESSES = "run the command on a node of the cluster, with its head's HOST:PORT or auto"
 

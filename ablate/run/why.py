@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ablate.run.ledger import Ledger
 from ablate.run.nearest import Index, earlier, index, sentences
+from ablate.terminal import show
 from analysis.columns import cell_name
 
 
@@ -115,41 +117,44 @@ def explain_study(ledger: Ledger, name: str) -> dict[str, Any]:
 
 def print_study(tree: dict[str, Any]) -> None:
     """A line of counts, then a line a trial."""
-    print(f"{tree['study']}: " + ", ".join(f"{count} {verdict}" for verdict, count in tree["counts"].items()))
+    show(_study_lines(tree))
+
+
+def _study_lines(tree: dict[str, Any]) -> Iterator[str]:
+    yield f"{tree['study']}: " + ", ".join(f"{count} {verdict}" for verdict, count in tree["counts"].items())
     for trial in tree["trials"]:
         if trial["verdict"] == "hit":
-            why = (
-                f"its record was there, of study {trial['trained_by']}"
-                if trial["trained_by"]
-                else "its record was there"
-            )
+            of = f", of study {trial['trained_by']}" if trial["trained_by"] else ""
+            why = f"its record was there{of}"
         elif trial["nearest"] is None:
             why = "nothing had been trained before"
         else:
             first, *more = trial["nearest_in_words"]
             why = f"nearest {trial['nearest']}: {first}" + (f", and {len(more)} more" if more else "")
         cell = cell_name(trial)
-        print(f"  {trial['id']}  {trial['verdict']:<7}  {trial['variant']} ({cell}) seed {trial['seed']}  {why}")
+        yield f"  {trial['id']}  {trial['verdict']:<7}  {trial['variant']} ({cell}) seed {trial['seed']}  {why}"
 
 
 def print_explanation(tree: dict[str, Any]) -> None:
     """For a person."""
-    print(f"trial {tree['id']}: {tree['status']}")
-    print(f"  {tree['reason']}")
+    show([f"trial {tree['id']}: {tree['status']}", f"  {tree['reason']}"])
     if tree["error"]:
-        print(f"  error: {tree['error']}")
-    if tree["traceback"]:
+        show([f"  error: {tree['error']}"])
+    if tree["traceback"]:  # as Python writes it
         print("    " + tree["traceback"].rstrip().replace("\n", "\n    "))
+    show(_happened(tree))
+
+
+def _happened(tree: dict[str, Any]) -> Iterator[str]:
     for attempt in tree["attempts"]:
         facts = {key: value for key, value in attempt.items() if key not in ("event", "time", "host", "pid")}
         words = ", ".join(f"{key} {value}" for key, value in facts.items())
-        print(f"  {_when(attempt['time'])}  {attempt['event']:<7} {words}")
+        yield f"  {_when(attempt['time'])}  {attempt['event']:<7} {words}"
     for use in tree["uses"]:
-        print(f"  {_when(use['time'])}  {use['verdict']} by study {use['study']}")
+        yield f"  {_when(use['time'])}  {use['verdict']} by study {use['study']}"
     if tree["nearest"]:
-        print(f"  nearest other trial: {tree['nearest']}, which differs in")
-        for line in tree["nearest_in_words"]:
-            print(f"    {line}")
+        yield f"  nearest other trial: {tree['nearest']}, which differs in"
+        yield from (f"    {line}" for line in tree["nearest_in_words"])
 
 
 def _when(seconds: float) -> str:
