@@ -24,7 +24,8 @@ from ablate.run import background
 from ablate.run.background import BackgroundMirror, Patience
 from ablate.run.ledger import Ledger
 from ablate.run.local import LocalExecutor
-from ablate.run.mlflow_store import shown
+from ablate.run.mlflow_store import open_client, shown
+from ablate.run.parent_runs import ended, study_aggregates
 from ablate.run.study import StudyRun
 from ablate.run.tracking import Mirror
 from ablate.run.trial_run import legal
@@ -306,6 +307,21 @@ def test_parents_have_the_means_of_their_trials(trained: Ledger, tmp_path: Path)
     assert study.tags["ablate.best_variant"] == min(means, key=lambda name: means[name])
     assert study.metrics["best/score"] == pytest.approx(min(means.values()))
     assert study.metrics["trials/finished"] == 4 and study.metrics["trials/to_come"] == 0
+    assert study.tags["mlflow.note.content"] == "\n\n".join(mirror.study["question"].splitlines())
+    client = open_client(mirror.uri)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None and experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_the_best_of_a_study_is_none_of_its_sweeps(trained: Ledger) -> None:
+    """A sweep's trials take as much compute, and the best of many values is lower by luck."""
+    study = trained.study("tiny")
+    record = trained.trial(study["trials"][0]["id"]).record() or {}
+    label = study["trials"][0]
+    swept = ended(record | {"metrics": {"loss": 1.0}}, label | {"stage": "tune", "variant": "rope"}, "")
+    _, tags = study_aggregates([ended(record, label, ""), swept], 2)
+    assert tags["ablate.best_variant"] == label["variant"] and "tune" not in tags["ablate.best_cell"]
+    assert study_aggregates([swept], 2)[1] == {}
 
 
 def test_numbers_of_parents_follow_the_trials_and_are_not_repeated(trained: Ledger, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ablate.run.alike import own_flops, own_seconds
 from ablate.run.trial_run import legal
+from ablate.tuning import TUNE
 from analysis.columns import cell_name
 from analysis.records import ENDED, is_number
 
@@ -26,6 +27,7 @@ class Ended:
     metric: str
     better: str
     score: float | None  # the headline metric
+    swept: bool  # to choose a setting: never the best of a study
     flops: float
     wall_s: float
 
@@ -43,6 +45,7 @@ def ended(record: Mapping[str, Any], label: Mapping[str, Any], mark: str) -> End
         metric["name"],
         metric["better"],
         _number(record["metrics"].get(metric["name"])),
+        label["stage"] == TUNE,
         own_flops(record) or 0.0,
         own_seconds(record) or 0.0,
     )
@@ -71,7 +74,7 @@ def study_aggregates(trials: Iterable[Ended], planned: int) -> tuple[dict[str, f
     in the cell whose trials took most FLOPs (means of different cells do not compare)."""
     found = list(trials)
     out, tags = _counts(found, planned), {}
-    done = [each for each in found if each.score is not None and each.status == "finished"]
+    done = [each for each in found if each.score is not None and each.status == "finished" and not each.swept]
     if done:
         cell = max(done, key=lambda each: (each.flops, each.cell)).cell
         groups: dict[str, list[float]] = {}

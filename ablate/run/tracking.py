@@ -23,6 +23,8 @@ from ablate.run.trial_run import STATUS, identity_tags, log_trial, run_name
 
 PUBLISHED = "published.json"  # beside study.json: what this tracking URI has, to know without asking
 REPORT, MODEL = "report", "model"  # folders of artifacts: of a study's run, of a trial's
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the dashboard shows what generative AI needs
+NOTE, MOST_OF_A_NOTE = "mlflow.note.content", 5_000  # the description of a run; characters
 REMEMBER_EVERY_S = 10.0  # what is forgotten is only looked for once more
 
 
@@ -147,6 +149,7 @@ class Mirror:
             over = [self._ended[each] for each in mine if each in self._ended]
             if key == "study":
                 metrics, tags = study_aggregates(over, len(mine))
+                tags[NOTE] = "\n\n".join(self.study["question"].splitlines())[:MOST_OF_A_NOTE]
             else:
                 metrics, tags = aggregates(over, len(mine)), {}
             stamp = int(max((each.ended for each in over), default=0.0) * 1000)
@@ -187,7 +190,7 @@ class Mirror:
     def _experiment_of(self, client: Any) -> None:
         name = self.study["study"]
         experiment = client.get_experiment_by_name(name)
-        made = experiment.experiment_id if experiment else client.create_experiment(name, files_of(self.uri))
+        made = experiment.experiment_id if experiment else client.create_experiment(name, files_of(self.uri), KIND)
         self._experiment = made
 
     def _find(self, key: str) -> Any:
