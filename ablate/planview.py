@@ -68,6 +68,12 @@ def _seeds(plan: Plan) -> list[int]:
     return sorted({seed for row in plan.rows for seed in row.seeds})
 
 
+def _seeds_said(plan: Plan) -> str:
+    seeds = _seeds(plan)
+    many = len(seeds) > 5 and seeds == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]} to {seeds[-1]}" if many else str(seeds)
+
+
 def match_residual(row: Row, match: str) -> float:
     """How far the row is from its baseline in what was matched; in parameters where nothing was."""
     if match == "both":
@@ -142,7 +148,7 @@ def _lines(row: Row) -> Iterator[str]:
 def _remarks(plan: Plan, done: set[str]) -> list[str]:
     """What there is to say of the whole."""
     lines = [
-        f"{plural(len(plan.trials), 'trial')} over seeds {_seeds(plan)}, {len(done)} already done; match: "
+        f"{plural(len(plan.trials), 'trial')} over seeds {_seeds_said(plan)}, {len(done)} already done; match: "
         f"{plan.grid.match} within {plan.grid.tolerance:.1%}; {plan.total_flops:.3g} training FLOPs in all"
     ]
     if saved := saved_flops(plan, done):

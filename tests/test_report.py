@@ -297,6 +297,24 @@ def test_the_answer_says_every_verdict_in_a_sentence(report: Report, labels: lis
     assert -1 not in places and places == sorted(places)
 
 
+def test_the_answer_says_where_test_data_say_otherwise(tmp_path: Path) -> None:
+    """As of longer strings than those of training: what is better there may be worse here."""
+    gains = {"base": 0.0, "rope": 1.0}
+    trials = fabricate.study(tmp_path, lambda t: 2.0 + t["seed"] / 9 - (1 + t["seed"] / 1000) * gains[t["variant"]])
+
+    def answer() -> str:
+        text = Page(write_report(tmp_path, "made").html.read_text()).text
+        return re.sub(r"\s+", " ", text.split("Answer", 2)[2].split("What was run")[0])
+
+    assert "rope is better than base" in answer() and "on test data" not in answer()
+    for trial in (t for t in trials if t["variant"] == "rope"):
+        file = tmp_path / "trials" / trial["id"] / "record.json"
+        record = json.loads(file.read_text())
+        record["metrics"]["test_loss"] += 2.0
+        file.write_text(json.dumps(record))
+    assert re.search(r"rope is better than base: [^;]*; on test data \+0\.99\S+ \[\S+ \S+\] worse", answer())
+
+
 def test_a_trial_has_its_configuration_commit_and_place(tmp_path: Path) -> None:
     """A variant is compared with the baseline at its own size, the baseline with itself at the first size."""
     trials = fabricate.study(

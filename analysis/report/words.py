@@ -95,6 +95,7 @@ def verdict_rows(overall: pd.DataFrame) -> list[dict[str, str]]:
             "verdict": SIGNS[row["verdict"]],
             "kind": row["verdict"],
             "test": _on_test(row),
+            "otherwise": _on_test(row) if row["test_verdict"] != row["verdict"] else "",
         }
         for row in overall.to_dict("records")
     ]
