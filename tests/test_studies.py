@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 
 import pandas as pd
@@ -12,6 +13,7 @@ from test_modifications import RECORDS, kept
 
 from ablate.grid import load_grid
 from analysis.tables import comparison_table, overall_table
+from analysis.tuning import reported
 
 LOG = (ROOT / "experiments" / "LOG.md").read_text()
 KEPT = sorted(file.name.removesuffix(".csv.gz") for file in RECORDS.glob("*.csv.gz"))
@@ -19,14 +21,18 @@ KEPT = sorted(file.name.removesuffix(".csv.gz") for file in RECORDS.glob("*.csv.
 
 @lru_cache
 def cells(study: str) -> pd.DataFrame:
-    grid = load_grid(ROOT / "experiments" / f"{study}.yaml")
-    return comparison_table(kept(study), grid.variants[0].name, grid.smallest)
+    return _compared(comparison_table, study)
 
 
 @lru_cache
 def overall(study: str) -> pd.DataFrame:
+    return _compared(overall_table, study)
+
+
+def _compared(table: Callable[..., pd.DataFrame], study: str) -> pd.DataFrame:
     grid = load_grid(ROOT / "experiments" / f"{study}.yaml")
-    return overall_table(kept(study), grid.variants[0].name, grid.smallest)
+    swept = dict.fromkeys(grid.tune.paths) if grid.tune else None
+    return table(reported(kept(study), swept), grid.variants[0].name, grid.smallest)
 
 
 # study, variant, cell (None: over all of them), difference, its 95 % interval, verdict
@@ -53,6 +59,16 @@ SAID = [
     ("ngram", "ngram_3", "tokens=524288", 0.207, 0.167, 0.247, "worse"),
     ("ngram", "ngram_5", "tokens=524288", -0.201, -0.241, -0.162, "better"),
     ("cosine", "made_for_5_times", "tokens=20480", -0.225, -0.272, -0.178, "better"),
+    ("batch_size", "tokens_256", None, -0.170, -0.198, -0.143, "better"),
+    ("batch_size", "tokens_4096", None, 0.623, 0.553, 0.693, "worse"),
+    ("kaplan", "lstm", None, 0.086, 0.062, 0.109, "worse"),
+    ("length", "none", None, -0.137, -0.157, -0.118, "worse"),
+    ("length", "alibi", None, -0.101, -0.156, -0.046, "worse"),
+    ("positions_encoder", "shaw", None, -1.082, -1.166, -0.999, "better"),
+    ("positions_encoder", "nope", None, -0.006, -0.009, -0.003, "equivalent"),
+    ("efficient", "longformer", "seq_len=512", 0.000, -0.003, 0.003, "indistinguishable"),
+    ("efficient", "linformer", "seq_len=512", 0.135, 0.131, 0.139, "worse"),
+    ("efficient", "fnet", "seq_len=512", 0.197, 0.175, 0.218, "worse"),
     ("cosine", "made_for_5_times", "tokens=184320", -0.018, -0.036, 0.000, "indistinguishable"),
 ]
 
@@ -71,6 +87,26 @@ def test_the_log_has_the_numbers_of_the_records(
     assert row["verdict"] == verdict
     (section,) = re.findall(rf"^### {study}:.*?(?=^##|\Z)", LOG, re.MULTILINE | re.DOTALL)
     assert f"{abs(diff):.3f}" in section
+
+
+@pytest.mark.parametrize(
+    ("variant", "diff", "lo", "hi"),
+    [("none", 0.231, 0.191, 0.271), ("alibi", 0.276, 0.231, 0.322), ("rope", 0.059, 0.031, 0.086)],
+)
+def test_what_copies_longer_strings(variant: str, diff: float, lo: float, hi: float) -> None:
+    """On test data, which is longer than training's."""
+    found = overall("length").set_index("variant").loc[variant]
+    assert [found["test_diff"], found["test_lo"], found["test_hi"]] == pytest.approx([diff, lo, hi], abs=0.0006)
+    assert found["test_verdict"] == "better" and f"{diff:.3f} [{lo:.3f}" in LOG
+
+
+def test_what_emerges_by_one_metric_alone() -> None:
+    rope = kept("emergence").query("variant == 'rope'").sort_values("params_total")
+    means = rope.groupby("params_total")[["test_accuracy", "test_exact_match"]].mean()
+    assert means["test_accuracy"].round(3).tolist() == [0.181, 0.372, 0.505, 0.602, 0.835, 0.785]
+    assert means["test_exact_match"].round(3).tolist() == [0.0, 0.0, 0.001, 0.001, 0.088, 0.041]
+    for name in means:
+        assert ", ".join(f"{value:.3f}" for value in means[name][:4]) in " ".join(LOG.split())
 
 
 def test_every_kept_record_has_its_section() -> None:
