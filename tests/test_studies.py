@@ -118,6 +118,22 @@ def test_what_emerges_by_one_metric_alone() -> None:
         assert ", ".join(f"{value:.3f}" for value in means[name][:4]) in " ".join(LOG.split())
 
 
+def test_how_far_seeds_alone_move_a_fine_tuning() -> None:
+    tuned = kept("finetuning").query("stage != 'pretrain'")
+    models = tuned.groupby(["stage", "variant", "parent_seed"])["score"]
+    assert len(models) == 20 and (models.size() == 5).all()
+    ranges = (models.max() - models.min())["as_released"]
+    assert (ranges.min(), ranges.max()) == pytest.approx((0.026, 0.040))
+    spread = models.var().groupby("stage").mean() ** 0.5
+    assert spread.round(4).to_dict() == {
+        "as_released": 0.0129, "corrected": 0.0140, "fresh_top": 0.0126, "longer": 0.0088, "slower_below": 0.0154,
+    }  # fmt: skip
+    gains = models.mean().unstack("stage").sub(models.mean()["as_released"], axis=0).mean()
+    assert gains.round(3).to_dict() == {
+        "as_released": 0.0, "corrected": -0.004, "fresh_top": -0.007, "longer": 0.069, "slower_below": -0.051,
+    }  # fmt: skip
+
+
 def test_every_kept_record_has_its_section() -> None:
     assert KEPT and all(f"\n### {study}: " in LOG and f"`{study}`" in LOG for study in KEPT)
 
