@@ -71,6 +71,14 @@ SAID = [
     ("line_up", "perceptron", None, -0.300, -0.356, -0.244, "better"),
     ("line_up", "cnn", None, -0.220, -0.278, -0.163, "better"),
     ("line_up", "lstm", None, 0.090, -0.012, 0.191, "indistinguishable"),
+    ("vaswani_table3", "vaswani_b1", None, 0.024, 0.015, 0.032, "worse"),
+    ("vaswani_table3", "vaswani_c4", None, 0.116, 0.082, 0.151, "worse"),
+    ("vaswani_table3", "vaswani_d1", None, -0.051, -0.067, -0.036, "better"),
+    ("vaswani_table3", "vaswani_a1", None, -0.004, -0.031, 0.022, "indistinguishable"),
+    ("recall", "lstm", None, -0.417, -0.509, -0.325, "worse"),
+    ("recall", "convolution", None, -0.486, -0.497, -0.474, "worse"),
+    ("recipes", "wsd", None, -0.158, -0.200, -0.117, "better"),
+    ("recipes", "seq_warmup", None, -0.017, -0.038, 0.004, "indistinguishable"),
     ("length", "none", None, -0.137, -0.157, -0.118, "worse"),
     ("length", "alibi", None, -0.101, -0.156, -0.046, "worse"),
     ("positions_encoder", "shaw", None, -1.082, -1.166, -0.999, "better"),
@@ -99,14 +107,21 @@ def test_the_log_has_the_numbers_of_the_records(
 
 
 @pytest.mark.parametrize(
-    ("variant", "diff", "lo", "hi"),
-    [("none", 0.231, 0.191, 0.271), ("alibi", 0.276, 0.231, 0.322), ("rope", 0.059, 0.031, 0.086)],
+    ("study", "variant", "diff", "lo", "hi"),
+    [
+        ("length", "none", 0.231, 0.191, 0.271),
+        ("length", "alibi", 0.276, 0.231, 0.322),
+        ("length", "rope", 0.059, 0.031, 0.086),
+        ("recall", "lstm", -0.634, -0.647, -0.622),
+        ("dyck", "lstm", 0.026, 0.012, 0.040),
+        ("dyck", "learned", -0.029, -0.048, -0.010),
+    ],
 )
-def test_what_copies_longer_strings(variant: str, diff: float, lo: float, hi: float) -> None:
+def test_what_is_told_of_longer_strings(study: str, variant: str, diff: float, lo: float, hi: float) -> None:
     """On test data, which is longer than training's."""
-    found = overall("length").set_index("variant").loc[variant]
+    found = overall(study).set_index("variant").loc[variant]
     assert [found["test_diff"], found["test_lo"], found["test_hi"]] == pytest.approx([diff, lo, hi], abs=0.0006)
-    assert found["test_verdict"] == "better" and f"{diff:.3f} [{lo:.3f}" in LOG
+    assert found["test_verdict"] == ("better" if diff > 0 else "worse") and f"{abs(diff):.3f} [" in LOG
 
 
 def test_what_emerges_by_one_metric_alone() -> None:
