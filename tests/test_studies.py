@@ -75,6 +75,8 @@ SAID = [
     ("vaswani_table3", "vaswani_c4", None, 0.116, 0.082, 0.151, "worse"),
     ("vaswani_table3", "vaswani_d1", None, -0.051, -0.067, -0.036, "better"),
     ("vaswani_table3", "vaswani_a1", None, -0.004, -0.031, 0.022, "indistinguishable"),
+    ("heads", "four", None, -0.054, -0.065, -0.043, "better"),
+    ("heads", "eight", None, -0.042, -0.089, 0.004, "indistinguishable"),
     ("recall", "lstm", None, -0.417, -0.509, -0.325, "worse"),
     ("recall", "convolution", None, -0.486, -0.497, -0.474, "worse"),
     ("recipes", "wsd", None, -0.158, -0.200, -0.117, "better"),
