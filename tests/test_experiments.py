@@ -76,16 +76,10 @@ def test_its_variants_are_matched_and_repeated(file: Path, token_cache: Path) ->
         assert together or not row.confounded, (row.variant, row.differs_in)
 
 
-def profiles(file: Path) -> tuple[str, ...]:
-    if not (found := load_grid(file).profiles):
-        pytest.skip(f"{file.name} has no profiles")
-    return found
-
-
 @every_grid
 def test_its_profiles_ask_the_same(file: Path) -> None:
     small = load_grid(file)
-    assert profiles(file) == ("one_gpu", "eight_gpus")
+    assert small.profiles == ("one_gpu", "eight_gpus")
     assert re.search(
         r"^Profiles: one_gpu [\d,]+ trials .*, eight_gpus [\d,]+ .*not run", small.question, re.MULTILINE
     )
@@ -100,6 +94,6 @@ def test_its_profiles_ask_the_same(file: Path) -> None:
 def test_what_its_profile_costs_is_what_it_plans(name: str, token_cache: Path) -> None:
     """Of a few: each is counted anew at its size, for ten seconds."""
     file = ROOT / "experiments" / f"{name}.yaml"
-    small, large = planned(file, token_cache), make_plan(load_grid(file, profile=profiles(file)[0]), token_cache)
+    small, large = planned(file, token_cache), make_plan(load_grid(file, profile="one_gpu"), token_cache)
     (said,) = re.findall(r"^Profiles: one_gpu ([\d,]+) trials of ([\d.e+]+) FLOPs", small.grid.question, re.MULTILINE)
     assert said == (f"{len(large.trials):,}", f"{large.total_flops:.1e}") and large.total_flops > small.total_flops
