@@ -16,6 +16,7 @@ from analysis.tables import comparison_table, overall_table
 from analysis.tuning import reported
 
 LOG = (ROOT / "experiments" / "LOG.md").read_text()
+ON_ONE_LINE = " ".join(LOG.split())
 KEPT = sorted(file.name.removesuffix(".csv.gz") for file in RECORDS.glob("*.csv.gz"))
 
 
@@ -123,7 +124,7 @@ def test_what_is_told_of_longer_strings(study: str, variant: str, diff: float, l
     """On test data, which is longer than training's."""
     found = overall(study).set_index("variant").loc[variant]
     assert [found["test_diff"], found["test_lo"], found["test_hi"]] == pytest.approx([diff, lo, hi], abs=0.0006)
-    assert found["test_verdict"] == ("better" if diff > 0 else "worse") and f"{abs(diff):.3f} [" in LOG
+    assert found["test_verdict"] == ("better" if diff > 0 else "worse") and f"{abs(diff):.3f} [" in ON_ONE_LINE
 
 
 def test_what_emerges_by_one_metric_alone() -> None:
@@ -132,7 +133,7 @@ def test_what_emerges_by_one_metric_alone() -> None:
     assert means["test_accuracy"].round(3).tolist() == [0.181, 0.372, 0.505, 0.602, 0.835, 0.785]
     assert means["test_exact_match"].round(3).tolist() == [0.0, 0.0, 0.001, 0.001, 0.088, 0.041]
     for name in means:
-        assert ", ".join(f"{value:.3f}" for value in means[name][:4]) in " ".join(LOG.split())
+        assert ", ".join(f"{value:.3f}" for value in means[name][:4]) in ON_ONE_LINE
 
 
 def test_how_far_seeds_alone_move_a_fine_tuning() -> None:
