@@ -212,6 +212,8 @@ def own_registry() -> Iterator[None]:
         for name in ("_added", "_classes", "_plugin_files"):
             patch.setattr(registry, name, dict(getattr(registry, name)))
         yield
+        stay = {key: cls for key, cls in registry._classes.items() if cls.__module__.startswith("ablate.")}
+    registry._classes.update(stay)  # a module is imported once: what it entered stays
 
 
 def curves(ledger: Ledger) -> dict[str, bytes]:

@@ -583,6 +583,9 @@ def test_a_worker_dies_with_a_cohort(executor: str, ledger: Ledger, dying: Path,
         *("--cohorts", 3),
     )
     assert code == 0 and "12 finished" in said, said
-    lost = [each for each in ledger.trial_ids() if "lost" in events(ledger.trial(each))]
-    assert len(lost) == 3 and all((ledger.trial(each).record() or {})["cohort"]["size"] == 1 for each in lost)
+    ids = ledger.trial_ids()
+    ends = {each: [event["by"] for event in ledger.trial(each).history() if event["event"] == "lost"] for each in ids}
+    lost = [each for each in ids if "exit code 9" in ends[each]]
+    assert len(lost) == 3, ends
+    assert all((ledger.trial(each).record() or {})["cohort"]["size"] == 1 for each in lost)
     assert trials.EVENT in events(ledger.trial(lost[0]))
