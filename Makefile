@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	$(BIN)/ablate run experiments/quickstart.yaml
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

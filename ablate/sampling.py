@@ -153,12 +153,11 @@ def sample_trial(ledger: Ledger, prefix: str, request: SampleRequest) -> dict[st
 
 def finished(folder: TrialFolder) -> TrialSpec:
     """What a finished trial was asked to train. Raises `UserError` for any other."""
-    from ablate.train.trial import read_spec
 
     status = folder.status()
     if status != "finished":
         raise UserError(f"trial {folder.id} is {status}: only the model of a finished trial can be sampled")
-    spec = read_spec(folder)
+    spec = folder.read_spec()
     if spec.trial_id != folder.id:
         raise UserError(f"trial {folder.id} was trained with components that have changed since: train it again")
     return spec

@@ -17,7 +17,12 @@ from typing import Any
 from conftest import ROOT
 from runs import wait_for
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_AUTH_MODE": "disabled"}
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # a head that is gone does not come back
+}
 
 
 class Node:

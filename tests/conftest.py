@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,14 @@ seeds: 2
 """
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first: a file is one process', and the end of a run is for short ones."""
+    weights: Counter[Path] = Counter()
+    for item in items:
+        weights[item.path] += 3 * bool(item.get_closest_marker("ray")) or bool(item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -weights[item.path])
 
 
 @pytest.fixture(autouse=True, scope="session")

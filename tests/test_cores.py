@@ -15,8 +15,8 @@ from ablate.run import cores
 from ablate.run.cores import Cores
 from ablate.run.ledger import Ledger
 from ablate.run.local import LocalExecutor
-from ablate.run.worker import Event
 from ablate.spec import Resources
+from ablate.train.job import Event
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
 

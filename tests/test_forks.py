@@ -19,7 +19,8 @@ from ablate.run.planner import GridPlanner
 from ablate.run.trunks import forks_of, saved_flops
 from ablate.spec import TrialSpec, canonical
 from ablate.train import checkpoint
-from ablate.train.forks import Fork, shared_steps
+from ablate.train.forks import shared_steps
+from ablate.train.job import Fork
 from ablate.train.trial import plan_trial
 
 Write = Callable[..., Path]

@@ -24,6 +24,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ablate plan": (COMMAND.format(["plan", "grid.yaml"]), ("ray", "mlflow", "pandas", "matplotlib")),
     "import ablate": ("import ablate", HEAVY),
     "ablate.load": ("import ablate; ablate.load('grid.yaml')", tuple(each for each in HEAVY if each != "numpy")),
+    "Ray's processes": ("import ablate.run.ray_driver, ablate.run.ray_home", ("torch", "mlflow", "scipy")),
     "import ablate.run.status": ("import ablate.run.status", HEAVY),
     "import ablate.spec": ("import ablate.spec, ablate.overlays", HEAVY),
     "import analysis": ("import analysis", ABLATE),

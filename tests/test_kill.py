@@ -30,8 +30,8 @@ from runs import (
 
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.local import LocalExecutor
-from ablate.run.worker import Event
 from ablate.spec import Resources
+from ablate.train.job import Event
 
 pytestmark = [
     pytest.mark.slow,

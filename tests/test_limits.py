@@ -17,8 +17,8 @@ from ablate.run import limits
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.limits import attempts_s
 from ablate.run.local import LocalExecutor
-from ablate.run.worker import Event
 from ablate.spec import Resources
+from ablate.train.job import Event
 
 pytestmark = [
     pytest.mark.slow,

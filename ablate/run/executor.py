@@ -12,9 +12,8 @@ from ablate.errors import UserError
 from ablate.run.lease import Busy
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.outcome import without_result
-from ablate.run.worker import Event
 from ablate.spec import Resources
-from ablate.train.job import Job
+from ablate.train.job import Event, Job
 
 MAX_DEATHS = 3  # a trial that takes its worker with it this often is given up
 

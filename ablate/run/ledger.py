@@ -29,8 +29,9 @@ from typing import Any
 from ablate.errors import UserError, unknown
 from ablate.names import checked_name, wrong_with
 from ablate.run import schema
-from ablate.run.files import append_json, write_json
+from ablate.run.files import append_json, read_json, write_json
 from ablate.run.lease import Busy, Holder, Lease, held, holder
+from ablate.spec import TrialSpec, parse
 from analysis.records import (
     ENDED,
     BadRecord,
@@ -61,6 +62,13 @@ class TrialFolder:
         self.attempts = folder / "attempts.jsonl"
         self._record = folder / "record.json"
         self._lease: Lease | None = None  # while this object holds the trial
+
+    def read_spec(self) -> TrialSpec:
+        """What was asked. Raises `UserError` where the file is missing or not whole."""
+        tree = read_json(self.spec)
+        if tree is None:
+            raise UserError(f"{self.spec} is missing or not whole")
+        return parse(TrialSpec, tree)
 
     def record(self) -> dict[str, Any] | None:
         """How the trial ended; None while it has not, or where its record cannot be read."""

@@ -8,9 +8,8 @@ from pathlib import Path
 from ablate.run.executor import give_up
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.process import Worker
-from ablate.run.worker import Event
 from ablate.train.cohort import members as cohort
-from ablate.train.job import Job
+from ablate.train.job import Event, Job
 
 STOP_PATIENCE_S = 20.0  # from the request to stop until the worker is killed
 BEGIN, END = ("start", "resume"), ("stop", "pause", "lost", "end")

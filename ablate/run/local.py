@@ -18,9 +18,9 @@ from ablate.run.ledger import Ledger
 from ablate.run.limits import STOP_PATIENCE_S, Limit
 from ablate.run.places import Place, Places
 from ablate.run.process import Worker
-from ablate.run.worker import Event, work
+from ablate.run.worker import work
 from ablate.spec import Resources
-from ablate.train.job import Job
+from ablate.train.job import Event, Job
 from ablate.train.trial import OUT_OF_MEMORY
 
 Work = tuple[Job, Resources]

@@ -11,6 +11,8 @@ from types import TracebackType
 import torch
 import torch._dynamo
 
+import ablate.run.process
+import ablate.run.worker  # noqa: F401
 from ablate import registry
 
 

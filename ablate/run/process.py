@@ -16,8 +16,7 @@ import time
 from multiprocessing.connection import Connection
 
 from ablate.run.forking import server, start
-from ablate.run.worker import Event, serve
-from ablate.train.job import Job
+from ablate.train.job import Event, Job
 
 GUARD_EVERY_MS = 500
 MAX_TRIES = 3  # to start a worker: the server that forks it can be killed at that moment
@@ -88,6 +87,8 @@ class Worker:
 
 def _main(pipe: Connection) -> None:
     """What a worker runs."""
+    from ablate.run.worker import serve  # which the server has loaded; this process needs no torch
+
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     guard = _guard(pipe)

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from ablate.rows import PlannedTrial
 from ablate.run.hours import duration
-from ablate.run.worker import Event
 from ablate.terminal import broken
+from ablate.train.job import Event
 
 SHOWN = 8  # running trials listed at once
 DRAWN_EVERY_S = 0.25  # drawing takes longer than an event

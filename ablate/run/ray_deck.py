@@ -9,8 +9,7 @@ from typing import Any
 import ray
 
 from ablate.run.executor import Deaths
-from ablate.run.worker import Event
-from ablate.train.job import Job
+from ablate.train.job import Event, Job
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +25,8 @@ from ablate.train.job import Job
 
 OBJECT_STORE = 100 * 2**20  # bytes, of a cluster of our own: trials pass files, not objects
 LANES = 512  # most lanes at once, on a cluster
+# Nobody starts a daemon of a cluster of our own anew: one that is gone is waited for no longer than this
+OWN_CLUSTER = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
 ADDRESSES = "run the command on a node of the cluster, with its head's HOST:PORT or auto"
 
 
@@ -57,6 +62,7 @@ class RayExecutor:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                env={**({} if self.address else OWN_CLUSTER), **os.environ},
                 start_new_session=True,  # Ctrl-C is this process' to handle
             )
         assert driver.stdin is not None and driver.stdout is not None
@@ -74,6 +80,9 @@ class RayExecutor:
                 driver.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 driver.kill()
+                driver.wait()
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # there are none
+                os.killpg(driver.pid, signal.SIGKILL)  # daemons of its cluster that have outlived it
             self._marker.unlink(missing_ok=True)
         if driver.returncode and not stop.is_set():
             how = f"the Ray driver ended with exit code {driver.returncode}: see {self.log}"

@@ -15,7 +15,6 @@ from ablate.run.lease import Busy
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.store import FileStore, bring_home
 from ablate.train.job import Job
-from ablate.train.trial import read_spec
 
 CHUNK = 16 * 2**20  # bytes a message
 
@@ -89,7 +88,7 @@ class Home:
         """The folders of the cache that a trial reads; none where its data cannot be opened here."""
         for file in job.plugins:
             registry.add_plugin(Path(file))
-        spec = read_spec(Ledger(self.root).trial(job.trial_id))
+        spec = Ledger(self.root).trial(job.trial_id).read_spec()
         if spec.data not in self.caches:
             task = registry.make("task", spec.data.task)
             try:

@@ -29,8 +29,7 @@ from ablate.run.process import Worker
 from ablate.run.ray_deck import Surroundings
 from ablate.run.ray_home import HomeStore
 from ablate.run.store import Courier, FileStore, fetch_folder, write_plugins
-from ablate.run.worker import Event
-from ablate.train.job import Job
+from ablate.train.job import Event, Job
 
 STOP_PATIENCE_S = 10.0
 STEP_S = 1.0  # a lane reports to Tune about this often

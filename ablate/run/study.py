@@ -27,11 +27,9 @@ from ablate.run.progress import ProgressView
 from ablate.run.stopping import INTERRUPTED, Stop
 from ablate.run.tracking import Mirror
 from ablate.run.trunks import Wave, waves
-from ablate.run.worker import Event
 from ablate.spec import Resources
 from ablate.terminal import say
-from ablate.train.forks import Fork
-from ablate.train.job import Job
+from ablate.train.job import Event, Fork, Job
 from ablate.train.trial import plan_trial
 from analysis.records import read_lines
 

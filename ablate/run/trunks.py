@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from ablate.rows import Plan, PlannedTrial
 from ablate.run.planner import Ask
-from ablate.train.forks import Fork, shared_steps
+from ablate.train.forks import shared_steps
+from ablate.train.job import Fork
 
 
 @dataclass

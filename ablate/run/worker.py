@@ -13,7 +13,6 @@ import gc
 import os
 from collections.abc import Generator
 from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
 
@@ -22,9 +21,8 @@ from ablate.run.cores import allowed, pin
 from ablate.run.files import full_disk
 from ablate.run.lease import Busy
 from ablate.train.cohort.trials import run_job
-from ablate.train.job import Job
+from ablate.train.job import Event, Job
 
-Event = dict[str, Any]
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 

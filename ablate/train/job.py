@@ -1,4 +1,4 @@
-"""What a worker is told."""
+"""What a worker is told, and what it says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ablate.train.forks import Fork
+Event = dict[str, Any]  # of a trial, by its `id`: see `ablate.run.worker`
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A trial of `steps` steps that has the first `step` of them in common with the one that is trained."""
+
+    trial: str
+    step: int
+    steps: int
 
 
 @dataclass(frozen=True)

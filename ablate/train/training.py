@@ -19,7 +19,7 @@ from ablate.train import checkpoint
 from ablate.train.clock import Clock
 from ablate.train.compiling import compile_model, pays
 from ablate.train.fitted import new_run
-from ablate.train.forks import Follower, Followers
+from ablate.train.followers import Follower, Followers
 from ablate.train.job import Job
 from ablate.train.memory import Pieces
 from ablate.train.profile import NoProfile, Profile

@@ -23,7 +23,7 @@ from ablate.run.files import read_json, write_json
 from ablate.run.lease import Busy
 from ablate.run.ledger import Ledger, TrialFolder
 from ablate.run.outcome import without_result
-from ablate.spec import TrialSpec, canonical, parse, to_tree
+from ablate.spec import TrialSpec, canonical, to_tree
 from ablate.train.job import Job
 from ablate.train.memory import Pieces, free, out_of_memory
 from ablate.train.run import Diverged
@@ -48,7 +48,7 @@ def run_trial(job: Job) -> Generator[Progress, None, None]:
             return
         # what goes wrong up to here is not the trial's fault, and leaves no record
         device = prepare_process(job)
-        spec = read_spec(folder)
+        spec = folder.read_spec()
         if spec.trial_id != job.trial_id:
             raise UserError(f"{folder.spec} says trial {spec.trial_id}, not {job.trial_id}")
         started = time.perf_counter()
@@ -72,14 +72,6 @@ def ended_before(folder: TrialFolder) -> Progress | None:
     if (record := folder.record()) is None:
         return None
     return {"id": folder.id, "status": record["status"], "loss": record["metrics"]["loss"], "reused": True}
-
-
-def read_spec(folder: TrialFolder) -> TrialSpec:
-    """The specification in a trial's folder."""
-    tree = read_json(folder.spec)
-    if tree is None:
-        raise UserError(f"{folder.spec} is missing or not whole")
-    return parse(TrialSpec, tree)
 
 
 def prepare_process(job: Job) -> torch.device:

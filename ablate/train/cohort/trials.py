@@ -19,7 +19,7 @@ from ablate.train.memory import Pieces, free, out_of_memory
 from ablate.train.remembered import common
 from ablate.train.run import Diverged, TrainingRun
 from ablate.train.training import Progress, Trial
-from ablate.train.trial import ended_before, prepare_process, read_spec, run_trial
+from ablate.train.trial import ended_before, prepare_process, run_trial
 
 Left = list[list[Job]]  # what is still to be trained, by who can be trained together
 
@@ -70,7 +70,7 @@ def _attempt(jobs: list[Job]) -> Generator[Progress, None, Left]:
     trials: list[Trial] = []
     try:
         device = prepare_process(jobs[0])
-        specs = [read_spec(ledger.trial(each.trial_id)) for each in jobs]
+        specs = [ledger.trial(each.trial_id).read_spec() for each in jobs]
         if any(why_apart(each, ledger.cache) is not None for each in {common(spec) for spec in specs}):
             return alone
         if (size := jobs[0].if_faster) and faster_alone(specs[0], size, device, ledger.cache):
