@@ -153,7 +153,6 @@ def sample_trial(ledger: Ledger, prefix: str, request: SampleRequest) -> dict[st
 
 def finished(folder: TrialFolder) -> TrialSpec:
     """What a finished trial was asked to train. Raises `UserError` for any other."""
-
     status = folder.status()
     if status != "finished":
         raise UserError(f"trial {folder.id} is {status}: only the model of a finished trial can be sampled")
