@@ -89,6 +89,19 @@ SAID = [
     ("efficient", "longformer", "seq_len=512", 0.000, -0.003, 0.003, "indistinguishable"),
     ("efficient", "linformer", "seq_len=512", 0.135, 0.131, 0.139, "worse"),
     ("efficient", "fnet", "seq_len=512", 0.197, 0.175, 0.218, "worse"),
+    ("digits", "lenet", None, 0.009, -0.028, 0.046, "indistinguishable"),
+    ("digits", "mlp", None, 0.012, 0.002, 0.023, "indistinguishable"),
+    ("polarity", "no_mixing", None, -0.014, -0.034, 0.006, "indistinguishable"),
+    ("polarity", "kim_cnn", None, -0.020, -0.051, 0.010, "indistinguishable"),
+    ("polarity", "attention_pool", None, -0.009, -0.012, -0.005, "worse"),
+    ("parity", "lstm", None, 0.404, 0.388, 0.420, "better"),
+    ("parity", "learned", None, 0.046, 0.011, 0.082, "indistinguishable"),
+    ("chorales", "music", None, -0.336, -0.543, -0.130, "better"),
+    ("chorales", "rope", None, -1.490, -1.844, -1.135, "better"),
+    ("intents", "no_mixing", None, -0.034, -0.057, -0.010, "indistinguishable"),
+    ("intents", "kim_cnn", None, 0.004, -0.026, 0.034, "indistinguishable"),
+    ("fashion", "lenet", None, 0.069, 0.065, 0.072, "better"),
+    ("fashion", "mlp", None, 0.054, 0.045, 0.063, "better"),
     ("cosine", "made_for_5_times", "tokens=184320", -0.018, -0.036, 0.000, "indistinguishable"),
 ]
 
@@ -117,11 +130,14 @@ def test_the_log_has_the_numbers_of_the_records(
         ("length", "rope", 0.059, 0.031, 0.086),
         ("recall", "lstm", -0.634, -0.647, -0.622),
         ("dyck", "lstm", 0.026, 0.012, 0.040),
+        ("fashion", "lenet", 0.066, 0.053, 0.080),
+        ("intents", "no_mixing", -0.038, -0.048, -0.029),
+        ("parity", "lstm", 0.468, 0.458, 0.478),
         ("dyck", "learned", -0.029, -0.048, -0.010),
     ],
 )
-def test_what_is_told_of_longer_strings(study: str, variant: str, diff: float, lo: float, hi: float) -> None:
-    """On test data, which is longer than training's."""
+def test_what_is_told_of_test_data(study: str, variant: str, diff: float, lo: float, hi: float) -> None:
+    """Which is longer than training's where strings are."""
     found = overall(study).set_index("variant").loc[variant]
     assert [found["test_diff"], found["test_lo"], found["test_hi"]] == pytest.approx([diff, lo, hi], abs=0.0006)
     assert found["test_verdict"] == ("better" if diff > 0 else "worse") and f"{abs(diff):.3f} [" in ON_ONE_LINE
