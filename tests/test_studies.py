@@ -100,6 +100,8 @@ SAID = [
     ("chorales", "rope", None, -1.490, -1.844, -1.135, "better"),
     ("intents", "no_mixing", None, -0.034, -0.057, -0.010, "indistinguishable"),
     ("intents", "kim_cnn", None, 0.004, -0.026, 0.034, "indistinguishable"),
+    ("blimp", "rope", "lm", -0.266, -0.282, -0.250, "better"),
+    ("blimp", "rope", "grammar", 0.003, -0.018, 0.024, "indistinguishable"),
     ("fashion", "lenet", None, 0.069, 0.065, 0.072, "better"),
     ("fashion", "mlp", None, 0.054, 0.045, 0.063, "better"),
     ("cosine", "made_for_5_times", "tokens=184320", -0.018, -0.036, 0.000, "indistinguishable"),
