@@ -242,7 +242,7 @@ def test_a_process_of_our_own_cluster_dies(
         assert hit, driver.alive()
         os.kill(hit[0], signal.SIGKILL)
         code = driver.wait(180)
-        driver.wait_until_alone()
+        driver.wait_until_alone(30)  # Ray's agents would wait a minute for their daemons
         assert "Traceback" not in driver.output()
         if name in ("lane", "ray_driver"):
             assert code == (name == "ray_driver"), driver.output()

@@ -62,7 +62,7 @@ class RayExecutor:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**({} if self.address else OWN_CLUSTER), **os.environ},
+                env=None if self.address else {**OWN_CLUSTER, **os.environ},
                 start_new_session=True,  # Ctrl-C is this process' to handle
             )
         assert driver.stdin is not None and driver.stdout is not None
